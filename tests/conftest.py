@@ -1,0 +1,19 @@
+"""Eight fake CPU devices, float32 matmuls at full precision, and the reference arrays, for every test."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    """Folder of reference checkpoints, inputs and outputs made by the PyTorch implementations."""
+    return pathlib.Path(__file__).parent / "goldens"
