@@ -1,0 +1,1 @@
+"""SpatialReward in JAX."""

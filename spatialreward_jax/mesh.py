@@ -1,0 +1,92 @@
+"""The device mesh, sharding tables and activation constraints.
+
+A mesh always has the axes `data`, `fsdp` and `tensor` (size 1 where unused): a single device is no special case. A net's
+table gives for each parameter path exactly one row (regex, mesh axes).
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""Mesh axes over which a batch axis is split."""
+
+Rules = Sequence[tuple[str, tuple]]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh [data, fsdp, tensor] over all devices; one size may be -1 and takes what is left.
+
+    The axes are `Auto`: XLA's partitioner propagates shardings from parameters and `constrain` calls.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise ValueError(f"mesh sizes {dict(zip(AXES, sizes))}: use positive numbers and at most one -1")
+    if -1 in sizes:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = devices.size // known
+    if int(np.prod(sizes)) != devices.size:
+        raise ValueError(f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, there are {devices.size}")
+    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as the dotted name that tables use: `blocks.attn.q.kernel`."""
+    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def shardings(abstract: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Tree of `NamedSharding` for a tree of arrays or shapes.
+
+    A row's axes stand for the leading dimensions; an axis name, a tuple of names, or None each.
+
+    Raises:
+      ValueError: a path matches no row or several, or a dimension is no multiple of its mesh axes' size.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        hits = [axes for regex, axes in rules if re.search(regex, name)]
+        if len(hits) != 1:
+            raise ValueError(f"{name}: {len(hits)} sharding rules match, want exactly one")
+        if len(hits[0]) > len(leaf.shape):
+            raise ValueError(f"{name} {leaf.shape}: its sharding rule has {len(hits[0])} axes")
+        for size, axes in zip(leaf.shape, hits[0]):
+            parts = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+            if size % parts:
+                raise ValueError(f"{name} {leaf.shape}: {size} is no multiple of mesh axis {axes}={parts}")
+        return NamedSharding(mesh, P(*hits[0]))
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
+    """Sharding of an array whose leading axis is a batch of this size; replicated if it does not divide."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return NamedSharding(mesh, P(BATCH) if batch % parts == 0 else P())
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Asks for x's leading axes to be split over these mesh axes; does nothing outside a mesh context (`jax.set_mesh`).
+
+    Axes that do not divide their dimension are left alone, so that odd batch sizes stay legal.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+
+    def fits(size, axis):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return axis if size % int(np.prod([mesh.shape[a] for a in names])) == 0 else None
+
+    return jax.lax.with_sharding_constraint(x, P(*(fits(s, a) for s, a in zip(x.shape, axes))))
