@@ -1,7 +1,7 @@
 """The device mesh, sharding tables and activation constraints.
 
-A mesh always has the axes `data`, `fsdp` and `tensor` (size 1 where unused): a single device is no special case. A net's
-table gives for each parameter path exactly one row (regex, mesh axes).
+A mesh always has the axes `data`, `fsdp` and `tensor` (size 1 where unused): a single device is no special case. A
+net's table gives for each parameter path exactly one row (regex, mesh axes).
 """
 
 import re

@@ -22,7 +22,7 @@ def _shape(size: Shape) -> tuple[int, ...]:
 class Linear(nnx.Module):
     """Contracts the trailing `in_shape` axes of x: [..., *in_shape] -> [..., *out_shape].
 
-    `kernel` is [*in_shape, *out_shape], `bias` (if any) [*out_shape]. `lora`, if `models.lora.add_lora` set it, is added.
+    `kernel` is [*in_shape, *out_shape], `bias` (if any) [*out_shape]. `lora`, if set by `models.lora.add_lora`, adds.
     """
 
     def __init__(

@@ -1,0 +1,278 @@
+"""One table per net loads and saves its checkpoint: safetensors files in the published layout <-> parameter trees."""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.layout import Layout
+from spatialreward_jax.mesh import path_name
+
+LAYER = "{L}"
+"""Stands for the layer number in a source name; the parameter stacks the layers on its first axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of a table.
+
+    Attributes:
+      source: tensor name in the checkpoint, with `{L}` where layers stack.
+      target: dotted parameter path.
+      layout: axes of the tensor -> axes of the parameter without L (see `io.layout`); None if they are the same.
+      sizes: sizes of axes that the parameter merges.
+    """
+
+    source: str
+    target: str
+    layout: str | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter stacks one tensor per layer."""
+        return LAYER in self.source
+
+    def name(self, layer: int) -> str:
+        """Tensor name of this layer."""
+        return self.source.replace(LAYER, str(layer))
+
+    def bind(self, shape: Sequence[int]) -> Layout:
+        """Layout of one tensor, given the (stacked) parameter's shape."""
+        return Layout.bind(self.layout, tuple(shape)[1:] if self.stacked else tuple(shape), self.sizes)
+
+
+class CheckpointFiles:
+    """The tensors of a folder: one `<stem>.safetensors`, or shards listed by `<stem>.safetensors.index.json`.
+
+    Attributes:
+      folder: where they lie.
+      files: tensor name -> file.
+    """
+
+    def __init__(self, folder: pathlib.Path, files: dict[str, pathlib.Path]):
+        self.folder, self.files = folder, files
+
+    @classmethod
+    def open(cls, folder: str | pathlib.Path, stem: str = "model") -> "CheckpointFiles":
+        """Lists the tensors without reading them.
+
+        Raises:
+          InputError: no weights there, a shard is missing, or a file is no safetensors file.
+        """
+        folder = pathlib.Path(folder)
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if index.exists():
+            files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        elif single.exists():
+            files = dict.fromkeys(_names(single), single)
+        else:
+            raise InputError(f"{folder} holds neither {single.name} nor {index.name}: give the folder of a checkpoint")
+        absent = sorted({f.name for f in files.values() if not f.exists()})
+        if absent:
+            raise InputError(f"{index} lists files that are not there: {', '.join(absent)}; download them again")
+        found = {file: _names(file) for file in set(files.values())}
+        lost = sorted(name for name, file in files.items() if name not in found[file])
+        if lost:
+            raise InputError(f"{index} lists tensors that its files lack: {_some(lost)}; download them again")
+        return cls(folder, files)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, from the headers."""
+        return {name: tuple(self.slice(name).get_shape()) for name in self.files}
+
+    def slice(self, name: str) -> Any:
+        """Lazy view of a tensor; indexing it reads that part from disk."""
+        return _open(self.files[name]).get_slice(name)
+
+
+@functools.lru_cache(maxsize=256)
+def _open(file: pathlib.Path):
+    try:
+        return safe_open(file, "numpy")
+    except Exception as error:
+        raise InputError(f"{file} is no readable safetensors file ({error}); download it again") from None
+
+
+def _names(file: pathlib.Path) -> list[str]:
+    return list(_open(file).keys())
+
+
+def _some(names: Sequence[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def flatten(params: Any) -> dict[str, Any]:
+    """Parameter tree -> {dotted path: leaf}."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict:
+    """{dotted path: leaf} -> nested dicts."""
+    tree: dict = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _tensors(entries: Sequence[Entry], shapes: Mapping[str, tuple]) -> Iterator[tuple[str, Entry, Layout]]:
+    """(tensor name, entry, layout) of every tensor that parameters of these shapes are made of."""
+    for entry in entries:
+        shape = shapes[entry.target]
+        layout = entry.bind(shape)
+        for layer in range(shape[0] if entry.stacked else 1):
+            yield entry.name(layer), entry, layout
+
+
+def check_table(
+    tensors: Mapping[str, Sequence[int]], entries: Sequence[Entry], abstract: Any, *, ignore: Sequence[str] = ()
+) -> None:
+    """Checks that tensors and parameters correspond one to one, in shape too.
+
+    Args:
+      tensors: shape of every tensor in the checkpoint.
+      entries: the net's table.
+      abstract: parameter tree of arrays or `jax.ShapeDtypeStruct`.
+      ignore: regular expressions (from the start of the name) of tensors that this net leaves out on purpose.
+
+    Raises:
+      ValueError: the table itself does not cover the parameters exactly once.
+      InputError: missing, unused or misshapen tensors, all listed together.
+    """
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(abstract).items()}
+    rows = collections.Counter(entry.target for entry in entries)
+    wrong = sorted(set(shapes) ^ set(rows)) + [name for name, count in rows.items() if count > 1]
+    if wrong:
+        raise ValueError(f"table and parameters do not correspond: {_some(wrong)}")
+    wanted = {name: layout.source_shape for name, _, layout in _tensors(entries, shapes)}
+    used = {name: tuple(shape) for name, shape in tensors.items() if not any(re.match(i, name) for i in ignore)}
+    problems = {
+        "missing": sorted(set(wanted) - set(used)),
+        "not used by this architecture": sorted(set(used) - set(wanted)),
+        "of another shape": sorted(
+            f"{name} {used[name]} (wanted {wanted[name]})"
+            for name in set(wanted) & set(used)
+            if wanted[name] != used[name]
+        ),
+    }
+    if any(problems.values()):
+        raise InputError(
+            "the checkpoint does not fit its config.json: "
+            + "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
+        )
+
+
+def load_params(
+    source: CheckpointFiles,
+    entries: Sequence[Entry],
+    abstract: Any,
+    *,
+    shardings: Any = None,
+    dtype: Any = None,
+    ignore: Sequence[str] = (),
+) -> dict:
+    """Reads a parameter tree; every device reads only its slice, one layer at a time.
+
+    Args:
+      source: the checkpoint.
+      entries: the net's table.
+      abstract: tree of `jax.ShapeDtypeStruct`.
+      shardings: tree of `jax.sharding.Sharding` like `abstract`; by default the first local device holds everything.
+      dtype: of the result; by default each parameter's dtype in `abstract`.
+      ignore: see `check_table`.
+
+    Raises:
+      InputError: the checkpoint does not fit, see `check_table`.
+    """
+    check_table(source.shapes(), entries, abstract, ignore=ignore)
+    leaves = flatten(abstract)
+    where = flatten(shardings) if shardings is not None else {}
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    loaded = {}
+    for entry in entries:
+        leaf = leaves[entry.target]
+        read = functools.partial(_read, source, entry, leaf.shape, dtype or leaf.dtype)
+        loaded[entry.target] = jax.make_array_from_callback(leaf.shape, where.get(entry.target, default), read)
+    return unflatten(loaded)
+
+
+def _read(source: CheckpointFiles, entry: Entry, shape: tuple, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    layout = entry.bind(shape)
+    if not entry.stacked:
+        return layout.read(source.slice(entry.source), index).astype(dtype)
+    layers = range(*index[0].indices(shape[0]))
+    cut = [len(range(*i.indices(size))) for i, size in zip(index[1:], shape[1:])]
+    out = np.empty((len(layers), *cut), dtype)
+    for row, layer in enumerate(layers):
+        out[row] = layout.read(source.slice(entry.name(layer)), index[1:])
+    return out
+
+
+def save_params(
+    folder: str | pathlib.Path,
+    params: Any,
+    entries: Sequence[Entry],
+    *,
+    stem: str = "model",
+    max_shard_bytes: int = 5 * 2**30,
+    dtype: Any = None,
+) -> None:
+    """Writes the published layout: `<stem>.safetensors`, or numbered shards with an index when it is larger.
+
+    Bit-exact for parameters that were loaded in the checkpoint's dtype. Only process 0 writes; every process must call.
+    """
+    folder = pathlib.Path(folder)
+    leaves = flatten(params)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for entry in entries:
+        value = _on_host(leaves[entry.target])
+        value = value if dtype is None else value.astype(dtype)
+        layout = entry.bind(value.shape)
+        for layer in range(value.shape[0] if entry.stacked else 1):
+            tensor = np.ascontiguousarray(layout.save(value[layer] if entry.stacked else value))
+            if size + tensor.nbytes > max_shard_bytes and shards[-1]:
+                shards.append({})
+                size = 0
+            shards[-1][entry.name(layer)] = tensor
+            size += tensor.nbytes
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, stem, shards)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def _write(folder: pathlib.Path, stem: str, shards: list[dict[str, np.ndarray]]) -> None:
+    if len(shards) == 1:
+        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
+        "weight_map": weight_map,
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
