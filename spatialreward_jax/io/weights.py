@@ -85,7 +85,7 @@ class CheckpointFiles:
         found = {file: _names(file) for file in set(files.values())}
         lost = sorted(name for name, file in files.items() if name not in found[file])
         if lost:
-            raise InputError(f"{index} lists tensors that its files lack: {_some(lost)}; download them again")
+            raise InputError(f"{index} lists tensors that its files lack: {some(lost)}; download them again")
         return cls(folder, files)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -109,7 +109,8 @@ def _names(file: pathlib.Path) -> list[str]:
     return list(_open(file).keys())
 
 
-def _some(names: Sequence[str], limit: int = 6) -> str:
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first names and how many more there are, for an error message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -119,10 +120,10 @@ def flatten(params: Any) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict:
-    """{dotted path: leaf} -> nested dicts."""
+    """{dotted path: leaf} -> nested dicts; a number in a path is an index into an `nnx.List` and becomes an int."""
     tree: dict = {}
     for name, leaf in leaves.items():
-        *parents, last = name.split(".")
+        *parents, last = (int(key) if key.isdigit() else key for key in name.split("."))
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -158,7 +159,7 @@ def check_table(
     rows = collections.Counter(entry.target for entry in entries)
     wrong = sorted(set(shapes) ^ set(rows)) + [name for name, count in rows.items() if count > 1]
     if wrong:
-        raise ValueError(f"table and parameters do not correspond: {_some(wrong)}")
+        raise ValueError(f"table and parameters do not correspond: {some(wrong)}")
     wanted = {name: layout.source_shape for name, _, layout in _tensors(entries, shapes)}
     used = {name: tuple(shape) for name, shape in tensors.items() if not any(re.match(i, name) for i in ignore)}
     problems = {
@@ -173,7 +174,7 @@ def check_table(
     if any(problems.values()):
         raise InputError(
             "the checkpoint does not fit its config.json: "
-            + "; ".join(f"{len(names)} tensors {what}: {_some(names)}" for what, names in problems.items() if names)
+            + "; ".join(f"{len(names)} tensors {what}: {some(names)}" for what, names in problems.items() if names)
         )
 
 
@@ -241,7 +242,7 @@ def save_params(
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for entry in entries:
-        value = _on_host(leaves[entry.target])
+        value = on_host(leaves[entry.target])
         value = value if dtype is None else value.astype(dtype)
         layout = entry.bind(value.shape)
         for layer in range(value.shape[0] if entry.stacked else 1):
@@ -256,7 +257,8 @@ def save_params(
         _write(folder, stem, shards)
 
 
-def _on_host(leaf: Any) -> np.ndarray:
+def on_host(leaf: Any) -> np.ndarray:
+    """The whole array as NumPy, also where it is spread over hosts (then every process must call)."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
