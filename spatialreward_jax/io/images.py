@@ -52,7 +52,8 @@ def image_size(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
         _check_size(image.size, name, max_pixels)
         width, height = image.size
         try:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # the base class's method: PNG's own decodes the whole image to find a tag behind the pixels
+            turned = PIL.Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8)
         except Exception as error:
             raise _broken(name, error) from error
     return (width, height) if turned else (height, width)
