@@ -66,6 +66,11 @@ class Layout:
                 raise ValueError(f"layout {layout!r} does not fit the parameter shape {tuple(shape)}")
         return cls(source, target, known)
 
+    @classmethod
+    def from_sizes(cls, layout: str, sizes: Mapping[str, int]) -> "Layout":
+        """Layout whose axis sizes are all known."""
+        return cls(*_parse_layout(layout), sizes)
+
     def _shape(self, axes: Axes) -> tuple[int, ...]:
         return tuple(math.prod(self.sizes[a] for a in group) for group in axes)
 

@@ -35,18 +35,12 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.kernel[...], len(self.in_shape))
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), len(self.in_shape))
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
             y = y + self.lora(x, len(self.in_shape))
         return y
-
-
-def contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
-    """Sums over the last `axes` axes of x and the first `axes` of kernel, in x's dtype."""
-    dims = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
-    return jax.lax.dot_general(x, kernel.astype(x.dtype), (dims, ((), ())))
 
 
 class Embedding(nnx.Module):
