@@ -50,7 +50,7 @@ def inside(kind: str, u: np.ndarray, v: np.ndarray, grow: float = 1.0) -> np.nda
     if kind == "triangle":
         return _polygon([(0.0, -0.98), (0.98, 0.82), (-0.98, 0.82)], u, v)
     if kind == "star":
-        return _polygon(_spikes((1.0, 0.46), 5, -np.pi / 2), u, v + 0.04)
+        return _polygon(_spikes((1.06, 0.52), 5, -np.pi / 2), u, v - 0.06)
     if kind == "heart":
         a, b = u * 1.22, -(v - 0.06) * 1.2 + 0.06
         return (a * a + b * b - 1) ** 3 - a * a * b**3 <= 0
@@ -213,9 +213,9 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def shape_box(shape: Shape, side: int) -> tuple[int, int, int, int]:
-    """-> (x0, y0, x1, y1), the pixels that the shape covers by half or more, ends exclusive, cut at the border."""
+    """-> (x0, y0, x1, y1), the pixels that the shape covers by a quarter or more, ends exclusive, cut at the border."""
     left, top, _ = window_of(shape, side)
-    rows, cols = np.nonzero(shape_layers(shape, side)[0] >= 0.5)
+    rows, cols = np.nonzero(shape_layers(shape, side)[0] >= 0.25)
     box = (left + cols.min(), top + rows.min(), left + cols.max() + 1, top + rows.max() + 1)
     return tuple(int(np.clip(value, 0, side)) for value in box)
 

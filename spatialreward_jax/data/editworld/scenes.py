@@ -14,8 +14,8 @@ from spatialreward_jax.data.editworld.vocabulary import (
     PLACES,
     SIDES,
     SIZES,
-    TEXTURES,
     fits_ground,
+    textures_of,
 )
 from spatialreward_jax.errors import InputError
 
@@ -131,7 +131,7 @@ def random_scene(rng: np.random.Generator, side: int | None = None) -> Scene:
                 pass
             looks.add(look)
             size = str(rng.choice(list(SIZES)))
-            texture = str(rng.choice(TEXTURES, p=(0.6, 0.2, 0.2)))
+            texture = "plain" if rng.uniform() < 0.6 else str(rng.choice(textures_of(look[0])[1:]))
             shapes.append(Shape(*look, size, texture, *place_in(int(cell), size, rng)))
         if not crowded(tuple(shapes)):
             return Scene(side, ground, tuple(shapes))

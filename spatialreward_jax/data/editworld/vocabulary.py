@@ -53,6 +53,11 @@ SIDES = (64, 96)  # pixels; every split holds both
 MIN_CONTRAST = 72.0  # least Euclidean sRGB distance between a shape and the colours of its ground
 
 
+def textures_of(kind: str) -> tuple[str, ...]:
+    """The textures that stay legible on a kind of shape: dots find no room on thin ones."""
+    return TEXTURES[:2] if kind in ("star", "ring", "diamond") else TEXTURES
+
+
 def fits_ground(color: str, ground: str) -> bool:
     """Whether a shape of this colour is easy to see on this ground."""
     rgb = COLORS[color]
