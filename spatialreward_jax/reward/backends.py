@@ -1,0 +1,115 @@
+"""Rewards are composable: a weighted sum of named backends, every part of which is always reported.
+
+The judge is one backend, `guards` another; a sample counts only where every backend with a weight gave a number.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.reward.guards import Guards
+from spatialreward_jax.reward.protocol import read_edits
+from spatialreward_jax.reward.types import NUMBERS, Edit, Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """One backend's word on one edit. reward: 0..1, or None where it has none. measures: named numbers to log."""
+
+    reward: float | None
+    measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    score: Score | None = None
+
+
+class Backend(Protocol):
+    """One source of reward."""
+
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """Grades every edit. scores: what the backends before this one said of regions, or None where none did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeBackend:
+    """A `RewardModel` (anything with `score(edits) -> list[Score]`) as a backend."""
+
+    judge: object
+
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """The judge's rewards; None where an answer could not be read."""
+        graded = []
+        for score in self.judge.score(list(edits)):
+            numbers = {name: getattr(score, name) for name in NUMBERS if score.valid}
+            graded.append(Graded(score.reward if score.valid else None, numbers, score))
+        return graded
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardsBackend:
+    """Pixel measures against the first source, outside the regions that the judge before it named."""
+
+    guards: Guards = dataclasses.field(default_factory=Guards)
+
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """Grades of `Guards`; without a readable judge's answer only those that need no regions."""
+        graded = []
+        for row, edit in enumerate(read_edits(edits)):
+            regions = scores[row].regions if scores is not None and scores[row].valid else None
+            measures = self.guards(edit.sources[0], edit.edited, regions)
+            graded.append(Graded(measures.pop("reward"), measures))
+        return graded
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Rewards of N edits.
+
+    Attributes:
+        reward: float64 [N], the weighted sum; NaN where `valid` (bool [N]) is False.
+        parts: "backend/measure" -> float64 [N], NaN where that backend gave none; "backend/reward" is always there.
+        scores: the judge's scores, or None where no judge is among the backends.
+    """
+
+    reward: np.ndarray
+    valid: np.ndarray
+    parts: dict[str, np.ndarray]
+    scores: list[Score] | None
+
+
+class WeightedReward:
+    """reward = sum over backends of weight * reward. A backend of weight 0 is logged and never invalidates a sample."""
+
+    def __init__(self, backends: Mapping[str, Backend], weights: Mapping[str, float]):
+        """backends: by name, called in order, a judge before those that use its regions. weights: one per backend."""
+        if set(backends) != set(weights):
+            raise InputError(f"weights are for {sorted(weights)}, backends are {sorted(backends)}: use the same names")
+        bad = {name: weight for name, weight in weights.items() if not math.isfinite(weight) or weight < 0}
+        if bad or not any(weights.values()):
+            raise InputError(f"reward weights must be finite, none negative and one positive, got {dict(weights)}")
+        self.backends, self.weights = dict(backends), dict(weights)
+
+    def __call__(self, edits: Sequence[Edit]) -> Rewards:
+        """Grades every edit by every backend."""
+        scores, parts = None, {}
+        total, valid = np.zeros(len(edits)), np.ones(len(edits), bool)
+        for name, backend in self.backends.items():
+            graded = backend(edits, scores)
+            if len(graded) != len(edits):
+                raise ValueError(f"backend {name} graded {len(graded)} of {len(edits)} edits")
+            if graded and all(one.score is not None for one in graded):
+                scores = [one.score for one in graded]
+            reward = _column([one.reward for one in graded])
+            parts[f"{name}/reward"] = reward
+            for measure in sorted({key for one in graded for key in one.measures} - {"reward"}):
+                parts[f"{name}/{measure}"] = _column([one.measures.get(measure) for one in graded])
+            if self.weights[name]:
+                total += self.weights[name] * reward
+                valid &= np.isfinite(reward)
+        return Rewards(np.where(valid, total, np.nan), valid, parts, scores)
+
+
+def _column(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], np.float64)

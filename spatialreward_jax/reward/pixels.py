@@ -1,0 +1,67 @@
+"""Pixel policies: how large an image reaches the judge. Part of a score's identity, since sizes move scores.
+
+eval    the checkpoint's own limits, as in the official benchmark programs (default)
+server  a first resize to multiples of 28, then the checkpoint's limits, as in the official reward server
+sft     at most 262144 pixels, as in the official supervised training
+rl      at most 401408 pixels, as in the official reinforcement learning of the judge
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from spatialreward_jax.errors import InputError
+
+MAX_ASPECT = 200
+"""Longest side over shortest side that the image processor takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelPolicy:
+    """A named way to bound image sizes.
+
+    Attributes:
+        name: one of the module's names.
+        max_pixels: upper bound that takes the place of the checkpoint's, or None.
+        first_multiple: sides of a first resize (bicubic), before the checkpoint's own, or None.
+    """
+
+    name: str
+    max_pixels: int | None = None
+    first_multiple: int | None = None
+
+    def limits(self, shortest_edge: int, longest_edge: int) -> dict[str, int]:
+        """The checkpoint's pixel counts (least, most) -> the `size` setting of the image processor."""
+        most = self.max_pixels or longest_edge
+        return {"shortest_edge": min(shortest_edge, most), "longest_edge": most}
+
+    def first_resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3]; the image itself where the policy has no first resize."""
+        height, width = image.shape[:2]
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise InputError(f"image {width}x{height} is too narrow: the judge takes aspect ratios up to {MAX_ASPECT}")
+        if self.first_multiple is None:
+            return image
+        m = self.first_multiple
+        rows, columns = smart_resize(height, width, factor=m, min_pixels=4 * m * m, max_pixels=16384 * m * m)
+        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        PixelPolicy("eval"),
+        PixelPolicy("server", first_multiple=28),
+        PixelPolicy("sft", max_pixels=262144),
+        PixelPolicy("rl", max_pixels=401408),
+    )
+}
+
+
+def pixel_policy(name: str) -> PixelPolicy:
+    """The policy of that name. Raises InputError naming the known ones."""
+    if name not in POLICIES:
+        raise InputError(f"pixel policy {name!r} is unknown: choose one of {', '.join(POLICIES)}")
+    return POLICIES[name]

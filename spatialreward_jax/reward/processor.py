@@ -1,0 +1,136 @@
+"""Questions to arrays: tokenizer and chat template of the checkpoint, its image processor, image placeholders expanded.
+
+Everything goes through `transformers` without torch. Source of the conventions: `transformers processing_qwen3_vl.py`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.reward.pixels import PixelPolicy, pixel_policy
+
+IMAGE_PAD = "<|image_pad|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """One image as the vision tower takes it.
+
+    Attributes:
+        values: float32 [P, C], merge windows first (row-major over windows, then inside a window), C = 3 * temporal
+            patch * patch * patch.
+        grid: (rows, columns) in patches; rows * columns = P.
+        key: hash of the pixels; equal keys mean equal patches.
+    """
+
+    values: np.ndarray
+    grid: tuple[int, int]
+    key: str
+
+
+class Processor:
+    """Tokenizer, chat template and image processor of one checkpoint folder under one pixel policy.
+
+    Attributes:
+        tokenizer: the `transformers` tokenizer. image_pad: id of the image placeholder. policy: the pixel policy.
+        patch_size, merge_size, temporal_patch_size: from `preprocessor_config.json`.
+    """
+
+    def __init__(self, folder: str | os.PathLike, policy: str | PixelPolicy = "eval"):
+        """Reads the folder. Raises InputError naming what is missing."""
+        folder = pathlib.Path(folder)
+        self.policy = pixel_policy(policy) if isinstance(policy, str) else policy
+        settings = _read_json(folder, "preprocessor_config.json")
+        if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+            raise InputError(f"{folder} has no tokenizer (tokenizer.json): give a complete checkpoint folder")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if not self.tokenizer.chat_template:
+            self.tokenizer.chat_template = _read_json(folder, "chat_template.json")["chat_template"]
+        self.image_pad = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        if self.image_pad is None or self.tokenizer.convert_ids_to_tokens(self.image_pad) != IMAGE_PAD:
+            raise InputError(f"the tokenizer in {folder} has no token {IMAGE_PAD}: it is not a Qwen-VL tokenizer")
+        size = settings.get("size") or {}
+        least = settings.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+        most = settings.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+        self._images = Qwen2VLImageProcessorPil(
+            size=self.policy.limits(least, most),
+            **{name: settings[name] for name in _IMAGE_SETTINGS if settings.get(name) is not None},
+        )
+        self.patch_size, self.merge_size = self._images.patch_size, self._images.merge_size
+        self.temporal_patch_size = self._images.temporal_patch_size
+
+    def patches(self, image: np.ndarray) -> Patches:
+        """uint8 [H, W, 3] -> `Patches`. Raises InputError for aspect ratios over 200."""
+        sized = self.policy.first_resize(image)
+        out = self._images.preprocess([Image.fromarray(sized)], return_tensors="np")
+        _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
+        return Patches(np.asarray(out["pixel_values"], np.float32), (rows, columns), image_key(image))
+
+    def chat(self, text: str, num_images: int) -> str:
+        """The prompt as the checkpoint's chat template writes it: images first, text last, answer turn opened."""
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def tokens(self, text: str, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Question text and the patch grids of its images, in order -> int32 [T], placeholders expanded.
+
+        Raises InputError when the text itself holds a token that the checkpoint reserves.
+        """
+        for reserved in self.tokenizer.all_special_tokens:
+            if reserved in text:
+                raise InputError(f"the text holds {reserved}, which the tokenizer reserves: take it out")
+        ids = self.tokenizer(self.chat(text, len(grids)), add_special_tokens=False)["input_ids"]
+        ids = np.asarray(ids, np.int32)
+        is_pad = ids == self.image_pad
+        if is_pad.sum() != len(grids):
+            raise InputError(f"the prompt holds {is_pad.sum()} image placeholders for {len(grids)} images")
+        repeats = np.ones(len(ids), np.int64)
+        repeats[is_pad] = [rows * columns // self.merge_size**2 for rows, columns in grids]
+        return np.repeat(ids, repeats)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text without special tokens, stripped."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+_IMAGE_SETTINGS = (
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+    "image_mean",
+    "image_std",
+    "resample",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "do_convert_rgb",
+)
+
+
+def image_key(image: np.ndarray) -> str:
+    """Hash of an image's size and pixels."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
+def _read_json(folder: pathlib.Path, name: str) -> dict:
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist")
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as why:
+        raise InputError(f"{folder} has no {name}: give a complete checkpoint folder in Hugging Face layout") from why
+    except ValueError as why:
+        raise InputError(f"{folder / name} is no readable JSON: {why}") from why
