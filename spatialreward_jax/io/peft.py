@@ -1,7 +1,7 @@
 """LoRA adapters as files, alpha included.
 
 PEFT: `adapter_config.json` and `adapter_model.safetensors`, names `base_model.model.<module>.lora_A.weight`.
-diffusers: `pytorch_lora_weights.safetensors`, names `transformer.<module>.lora_A.weight`, configuration in its metadata.
+diffusers: `pytorch_lora_weights.safetensors`, names `transformer.<module>.lora_A.weight`, config in its metadata.
 """
 
 import dataclasses
@@ -236,7 +236,7 @@ def write_peft(
 
 
 def write_diffusers(folder: str | pathlib.Path, adapters: Any, spec: LoRASpec, entries: Sequence[Entry]) -> None:
-    """Writes the file that diffusers' `load_lora_weights` reads, configuration in its metadata. As `write_peft`."""
+    """Writes the file that diffusers' `load_lora_weights` reads, config in its metadata. As `write_peft`."""
     folder = pathlib.Path(folder)
     tensors = _tensors(adapters, spec, entries, DIFFUSERS_PREFIX)
     if jax.process_index():
