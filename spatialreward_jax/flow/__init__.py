@@ -1,0 +1,34 @@
+"""The flow sampler: schedules, guidance, stochastic steps, rollouts. Pure functions over arrays."""
+
+from spatialreward_jax.flow.guidance import Branches, Guidance, guided
+from spatialreward_jax.flow.presets import PRESETS, SamplerPreset, sampler_preset
+from spatialreward_jax.flow.sampler import Trajectory, key_noise, replay_noise, rollout
+from spatialreward_jax.flow.schedule import (
+    SDEWindow,
+    StepPlan,
+    full_plan,
+    guided_steps,
+    ode_plan,
+    time_grid,
+    window_plan,
+)
+
+__all__ = [
+    "PRESETS",
+    "Branches",
+    "Guidance",
+    "SDEWindow",
+    "SamplerPreset",
+    "StepPlan",
+    "Trajectory",
+    "full_plan",
+    "guided",
+    "guided_steps",
+    "key_noise",
+    "ode_plan",
+    "replay_noise",
+    "rollout",
+    "sampler_preset",
+    "time_grid",
+    "window_plan",
+]
