@@ -79,6 +79,10 @@ class Checkpoints:
             self.saved = step
         return True
 
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, damaged ones included, rising."""
+        return sorted(self._manager.all_steps())
+
     def restore(self, like: Any) -> Restored | None:
         """The newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None if there is none.
 
@@ -88,9 +92,8 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is of another model, or all of them are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        for step in steps:
+        steps, like = self.steps(), abstract(like)
+        for step in reversed(steps):
             try:
                 record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
                 self._check_structure(step, record["structure"], like)
@@ -144,6 +147,11 @@ class Checkpoints:
                 f" {_describe(stored.get(name))} there and {_describe(here.get(name))} here{more};"
                 " use the config that made it, or another --workdir"
             )
+
+
+def abstract(state: Any) -> Any:
+    """The state's shapes, dtypes and shardings without its arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def _structure(tree):

@@ -41,6 +41,23 @@ def compile_clock() -> CompileClock:
     return clock
 
 
+class Stopwatch:
+    """Seconds that a run has taken, those before an interruption included.
+
+    Args:
+        before: what `used` returned then, or None.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None):
+        self._before, self._clock = dict(before or {}), compile_clock()
+        self._begin, self._compiled = time.monotonic(), self._clock.seconds
+
+    def used(self) -> dict[str, float]:
+        """{"seconds": in all, "seconds_compile": of these, lowering and compiling}."""
+        now = {"seconds": time.monotonic() - self._begin, "seconds_compile": self._clock.seconds - self._compiled}
+        return {name: value + self._before.get(name, 0.0) for name, value in now.items()}
+
+
 class Progress:
     """Progress line with the time left, at most one every few seconds.
 

@@ -1,0 +1,114 @@
+"""Flow-GRPO of the OmniGen2 editor with a reward model as judge.
+
+    python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR
+    python -m spatialreward_jax.train --config=configs/grpo.py:omnigen2 --workdir=DIR \\
+        --config.editor=OMNIGEN2_FOLDER --config.judge.model=SPATIALREWARD_FOLDER --config.data.path=rl_abs_9tasks.jsonl
+
+Presets: `embedded` (default; tiny nets that come with the package, minutes on two CPU cores) and `omnigen2` (published
+sizes and the published recipe; paths by flags). Any field can be set on the command line: --config.lr=1e-4.
+"""
+
+from ml_collections import ConfigDict
+
+KEPT_TASKS = (
+    "background", "color_alter", "material_alter", "motion_change", "style",
+    "subject_add", "subject_remove", "subject_replace", "tone_transfer",
+)  # fmt: skip
+
+PRESETS = {  # what runs where; everything else below is the recipe
+    "embedded": {
+        "steps": 4,
+        "prompts": 2,
+        "group": 4,
+        "recipe": "window",
+        "checkpoint_every": 2,
+        "eval_every": 2,
+        "editor": "embedded",
+        "dtype": "float32",
+        "sampler": {"steps": 6},
+        "judge": {"model": "embedded", "max_new_tokens": 32},
+        "rewards": {"judge": 0.5, "guards": 0.5},
+        "data": {"path": "embedded", "max_pixels": 64 * 64, "tasks": ()},
+        "eval": {"prompts": 2},
+    },
+    "omnigen2": {},
+}
+
+
+def get_config(preset="embedded"):
+    """The config of a preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    config = ConfigDict()
+    config.preset = preset
+    config.task = "flow_grpo"
+    config.seed = 2233
+
+    # ---- the run: one step is one phase (sample, score, `updates_per_phase` optimiser updates)
+    config.steps = 500  # x 2 updates = the framework's 1000 optimiser steps
+    config.checkpoint_every = 25  # phases; the framework's 50 optimiser steps
+    config.keep_checkpoints = 3
+    config.eval_every = 25
+    config.resume = ""  # workdir of another run to go on from
+
+    # ---- models: folders in the layout of the published repositories
+    config.editor = ""
+    config.dtype = "bfloat16"  # of the nets; the adapter, log-probabilities and the optimiser are float32
+    config.judge = ConfigDict()
+    config.judge.model = ""
+    config.judge.adapter = ""  # PEFT folder, or "" for none
+    config.judge.templates = ""  # imported official wording, or "" for the project's own
+    config.judge.pixels = "rl"  # pixel policy: eval, server, sft, rl
+    config.judge.parsing = "strict"  # strict, server, bench
+    config.judge.aggregate = "weighted"  # weighted, min, mean
+    config.judge.max_new_tokens = 512
+    config.judge.temperature = 0.0
+    config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight
+
+    # ---- data
+    config.data = ConfigDict()
+    config.data.path = ""  # .jsonl in the RL layout, or a folder of images (see spatialreward_jax/data/requests.py)
+    config.data.tasks = KEPT_TASKS  # () keeps all
+    config.data.check = "decode"  # decode every image before the start, or "header"
+    config.data.max_pixels = 512 * 512
+    config.data.max_side = 2048
+    config.data.max_text_tokens = 888
+    config.data.threads = 4
+
+    # ---- sampling
+    config.prompts = 48
+    config.group = 12
+    config.sampler = ConfigDict()
+    config.sampler.steps = 20
+    config.sampler.base = 168  # of the time shift
+    config.sampler.text_guidance = 4.0
+    config.sampler.image_guidance = 2.0
+    config.sampler.guidance_range = (0.0, 0.6)
+    config.sampler.sigma = 0.7  # noise scale; 0 is the ODE
+    config.sampler.max_negative_tokens = 1024
+
+    # ---- update
+    config.recipe = "parity"  # parity: a fraction of all steps; window: `window_steps` neighbouring ones are stochastic
+    config.train_fraction = 0.6  # parity: 12 of 20 steps
+    config.window_steps = 2
+    config.updates_per_phase = 2
+    config.clip = (1e-4, 5e-4)
+    config.advantage_clip = 5.0
+    config.advantage_std = "group"  # group, or batch (the whole phase)
+    config.kl_weight = 0.04
+    config.kl_form = "reference"  # reference, or sample
+    config.reweight_by_sigma = True
+    config.guidance_in_training = True
+    config.lora = ConfigDict({"rank": 32, "alpha": 64.0, "dropout": 0.0})
+    config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")
+    config.lr = 4e-4
+    config.betas = (0.9, 0.95)
+    config.eps = 1e-8
+    config.weight_decay = 0.01
+    config.max_grad_norm = 1.0
+
+    # ---- fixed-seed pictures and held-out rewards
+    config.eval = ConfigDict({"prompts": 4, "seed": 0})
+
+    config.update(PRESETS[preset])
+    return config
