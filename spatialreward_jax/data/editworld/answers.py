@@ -1,0 +1,100 @@
+"""What a perfect judge would write about a candidate: interleaved rationale and answer JSON, for both streams."""
+
+from __future__ import annotations
+
+import json
+
+from spatialreward_jax.data.editworld import rule
+from spatialreward_jax.data.editworld.candidates import Candidate
+from spatialreward_jax.data.editworld.edits import Op, box_1000
+
+
+def _happened(op: Op) -> list[str]:
+    """What one operation did, one phrase for each of its regions."""
+    after = op.after
+    return {
+        "recolor": lambda: [f"now {after.color}"],
+        "retexture": lambda: [f"now {after.texture}"],
+        "resize": lambda: [f"now {after.size}"],
+        "replace": lambda: [f"now a {after.kind}"],
+        "remove": lambda: ["now gone"],
+        "add": lambda: ["new"],
+        "move": lambda: ["moved here", "left empty"],
+        "background": lambda: [f"now {op.ground.kind}"],
+        "tone": lambda: [f"now {op.tone}"],
+    }[op.kind]()
+
+
+def _verdict(candidate: Candidate, op: Op) -> str:
+    """Whether an operation that was done is one that was asked."""
+    for asked in candidate.sample.ops:
+        related = asked.kind == op.kind if op.target < 0 else asked.target == op.target and asked.kind == op.kind
+        if related:
+            shown = rule.state_after(candidate.sample.source, (op,))
+            got = rule.credit(asked, candidate.sample.source, shown)
+            return " as asked" if got == 1 else f", wrong {_wrong_field(asked, op)}"
+    return ", not asked"
+
+
+def _wrong_field(asked: Op, op: Op) -> str:
+    if asked.kind in ("background", "tone"):
+        return asked.kind
+    if op.after.place != asked.after.place and "place" in asked.stated:
+        return "place"
+    return next((f for f in asked.stated if f != "place" and getattr(op.after, f) != getattr(asked.after, f)), "thing")
+
+
+def _overall(candidate: Candidate) -> str:
+    sample = candidate.sample
+    shown = rule.state_after(sample.source, candidate.done)
+    credits = [rule.credit(op, sample.source, shown) for op in sample.ops]
+    harm = rule.damage(sample.source, sample.ops, shown)
+    done = "all done" if min(credits) == 1 else "not done" if max(credits) == 0 else "partly done"
+    kept = "rest kept" if harm == 0 else "rest changed" if harm < 1 else "rest changed much"
+    return f"{done}, {kept}."
+
+
+def rationale(candidate: Candidate) -> str:
+    """The reasoning of the consistency stream: every region cited before it is described, then the whole."""
+    phrases = [what + _verdict(candidate, op) for op in candidate.done for what in _happened(op)]
+    cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
+    return " ".join([*cited, f"<|global|> {_overall(candidate)}"])
+
+
+def quality_rationale(candidate: Candidate) -> str:
+    """The reasoning of the quality stream: the flaws and how strong they are."""
+    words = []
+    for artifact in candidate.artifacts:
+        degree = "weak" if artifact.strength < 0.33 else "clear" if artifact.strength < 0.67 else "strong"
+        words.append(f"{degree} {artifact.kind}")
+    return (", ".join(words) or "sharp and clean") + "."
+
+
+def _dump(answer: dict) -> str:
+    return json.dumps(answer, separators=(",", ":"))
+
+
+def consistency_answer(candidate: Candidate, *, boxes: bool = True, cited: bool = True) -> str:
+    """The answer JSON of the consistency stream.
+
+    boxes=False leaves `edit_region` out, cited=False the markers in the reasoning: the ablations of the paper.
+    """
+    side = candidate.sample.source.side
+    found = [
+        {"id": i, "label": region.label, "bbox_2d": list(box_1000(region.box, side))}
+        for i, region in enumerate(candidate.regions)
+    ]
+    text = rationale(candidate)
+    if not (boxes and cited):
+        text = " ".join(word for word in text.split(" ") if not word.startswith("<|"))
+    scores = candidate.scores
+    answer = {"edit_region": found} if boxes else {}
+    return _dump({**answer, "reasoning": text, "score": [round(scores.success), round(scores.no_overedit)]})
+
+
+def quality_answer(candidate: Candidate) -> str:
+    """The answer JSON of the quality stream."""
+    scores = candidate.scores
+    return _dump(
+        {"reasoning": quality_rationale(candidate), "score": [round(scores.naturalness), round(scores.artifact_free)]}
+    )
