@@ -1,0 +1,37 @@
+"""Online RL of a flow sampler: advantages, losses, updates. Pure functions over arrays."""
+
+from spatialreward_jax.rl.advantage import GroupStats, group_advantage, group_stats, reward_metrics
+from spatialreward_jax.rl.loss import grpo_loss, kl_scale, step_weight
+from spatialreward_jax.rl.metrics import Mean, Peak, collapse, values
+from spatialreward_jax.rl.update import (
+    Batch,
+    Objective,
+    TrainState,
+    clip_by_norm,
+    make_gradient,
+    make_logp,
+    make_optimizer,
+    make_update,
+)
+
+__all__ = [
+    "Batch",
+    "GroupStats",
+    "Mean",
+    "Objective",
+    "Peak",
+    "TrainState",
+    "clip_by_norm",
+    "collapse",
+    "group_advantage",
+    "group_stats",
+    "grpo_loss",
+    "kl_scale",
+    "make_gradient",
+    "make_logp",
+    "make_optimizer",
+    "make_update",
+    "reward_metrics",
+    "step_weight",
+    "values",
+]

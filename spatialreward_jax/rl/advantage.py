@@ -1,0 +1,76 @@
+"""Advantages from rewards, on the host in float64 (in float32 a constant group would explode)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spatialreward_jax.errors import InputError
+
+CONSTANT = 1e-6  # a group whose rewards spread no further than this teaches nothing
+EPS = 1e-8
+
+
+class GroupStats(NamedTuple):
+    """Statistics of the valid rewards of each group, [P] float64 (NaN where there is none); count [P] int."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    count: np.ndarray
+
+
+def group_stats(reward, valid) -> GroupStats:
+    """Statistics over the group axis. reward [P, G] float; valid [P, G] bool; std is the population's."""
+    valid = np.asarray(valid, bool)
+    reward = np.where(valid, np.asarray(reward, np.float64), 0.0)
+    count = valid.sum(-1)
+    some = np.where(count > 0, 1.0, np.nan)
+    share = np.maximum(count, 1)
+    mean = reward.sum(-1) / share * some
+    spread = np.where(valid, reward - np.nan_to_num(mean)[..., None], 0.0)
+    return GroupStats(
+        np.where(valid, reward, np.inf).min(-1) * some,
+        np.where(valid, reward, -np.inf).max(-1) * some,
+        mean,
+        np.sqrt((spread**2).sum(-1) / share) * some,
+        count,
+    )
+
+
+def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> np.ndarray:
+    """(reward - mean of its group) / (std + 1e-8), clipped to +-clip -> [P, G] float32 (arXiv 2505.05470, eq. 3).
+
+    reward [P, G]; valid [P, G] bool. std: "group", or "batch" for the standard deviation of all valid rewards.
+    Exactly 0 in a group whose rewards lie within 1e-6 of each other or of which fewer than 2 are valid, and for
+    invalid samples, which count in no statistic (their reward may be NaN).
+    """
+    if std not in ("group", "batch"):
+        raise InputError(f"advantage std {std!r} is unknown; choose group or batch")
+    reward, valid = np.asarray(reward, np.float64), np.asarray(valid, bool)
+    if reward.shape != valid.shape or reward.ndim != 2:
+        raise InputError(f"rewards {reward.shape} and valid {valid.shape}: both must be [prompts, group]")
+    if not np.isfinite(reward[valid]).all():
+        raise InputError("a reward marked valid is not finite: mark such samples invalid")
+    stats = group_stats(reward, valid)
+    scale = stats.std if std == "group" else np.full(len(reward), reward[valid].std() if valid.any() else 0.0)
+    teaches = (stats.count >= 2) & (np.nan_to_num(stats.high - stats.low) > CONSTANT)
+    use = valid & teaches[:, None]
+    centred = np.where(use, reward, 0.0) - np.where(teaches, stats.mean, 0.0)[:, None]
+    advantage = centred / (np.where(teaches, scale, 1.0) + EPS)[:, None]
+    return np.where(use, np.clip(advantage, -clip, clip), 0.0).astype(np.float32)
+
+
+def reward_metrics(reward, valid) -> dict[str, float]:
+    """Health of one phase's rewards: mean and std over valid samples, shares of invalid samples and of flat groups."""
+    valid = np.asarray(valid, bool)
+    stats = group_stats(reward, valid)
+    flat = (stats.count < 2) | (np.nan_to_num(stats.high - stats.low) <= CONSTANT)
+    good = np.asarray(reward, np.float64)[valid]
+    return {
+        "reward": float(good.mean()) if good.size else 0.0,
+        "reward_std": float(good.std()) if good.size else 0.0,
+        "reward_group_std": float(np.nanmean(stats.std)) if good.size else 0.0,
+        "invalid_share": float(1 - valid.mean()),
+        "zero_std_share": float(flat.mean()),
+    }
