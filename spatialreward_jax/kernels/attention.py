@@ -1,12 +1,25 @@
-"""Attention as one op: ragged batches by segment ids, causal or cached decoding by positions, grouped queries."""
+"""Attention as one op: ragged batches by segment ids, causal or cached decoding by positions, grouped queries.
+
+Three backends give the same numbers. The one that runs is picked per platform when a program is lowered, so a program
+compiled for a TPU slice that is not there holds the TPU kernel:
+
+* `pallas_tpu`: our fused forward and backward kernels (`pallas_tpu.py` says why jax's splash does not serve);
+* `cudnn`: NVIDIA's fused attention, through `jax.nn.dot_product_attention`, for calls without masks in 16 bits;
+* `xla`: a stretch of queries at a time in plain XLA; takes every call on every platform.
+"""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
-QUERY_CHUNK = 256
-"""Queries at a time: the scores held are [B, N, QUERY_CHUNK, S], and the backward pass computes them again."""
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.kernels import cudnn, pallas_tpu, xla
+from spatialreward_jax.kernels.masking import Segments
+from spatialreward_jax.kernels.xla import Inputs
 
-Segments = tuple[jax.Array, jax.Array]
+BACKENDS = ("pallas_tpu", "cudnn", "xla")
 
 
 def attention(
@@ -17,8 +30,12 @@ def attention(
     segments: Segments | None = None,
     positions: jax.Array | None = None,
     scale: float | None = None,
+    backend: str | None = None,
 ) -> jax.Array:
     """Softmax attention with float32 softmax; query head n reads key head n // (N / K).
+
+    No T x S matrix is held, forward or backward. Under a mesh context (`jax.set_mesh`) rows split over `data` and
+    `fsdp`, heads over `tensor` where they divide.
 
     Args:
       q: [B, T, N, H].
@@ -27,57 +44,98 @@ def attention(
       segments: int32 ([B, T], [B, S]); a query sees a key where the ids are equal.
       positions: int32 [B, T]; a query sees the keys whose index is at most its position.
       scale: factor on the scores, by default H ** -0.5.
+      backend: one of `BACKENDS`; by default the best that takes the call on the platform of the compiled program.
 
     Returns:
       [B, T, N, H] in q's dtype; queries that see no key get 0.
+
+    Raises:
+      InputError: shapes do not fit together, or the backend asked for does not take the call (it says why).
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    b, t, n, h = q.shape
-    q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
-    q_segments = None if segments is None else segments[0]
-
-    @jax.checkpoint
-    def chunk(q, q_segments, positions):
-        mask = _mask(q_segments, None if segments is None else segments[1], positions, k.shape[1])
-        return _attend(q, k, v, mask, scale)
-
-    if t <= QUERY_CHUNK:
-        return chunk(q, q_segments, positions).reshape(b, t, n, h)
-    out = _over_chunks(chunk, (q, q_segments, positions), t)
-    return out.reshape(b, t, n, h)
+    inputs = Inputs(q, k, v, segments, positions)
+    return _attend(_options(inputs, scale, backend, wants_lse=False), inputs)[0]
 
 
-def _over_chunks(chunk, args, t):
-    """Maps `chunk` over stretches of the T axis (axis 1) of args; the last stretch is padded."""
-    count = -(-t // QUERY_CHUNK)
+def attention_with_lse(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segments: Segments | None = None,
+    positions: jax.Array | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`attention` and the log-sum-exp of its scores [B, N, T] float32 (0 where a query sees nothing).
 
-    def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, count * QUERY_CHUNK - t)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, QUERY_CHUNK, *x.shape[2:]), 1, 0)
-
-    out = jax.lax.map(lambda xs: chunk(*xs), jax.tree.map(cut, args))
-    out = jnp.moveaxis(out, 0, 1)
-    return out.reshape(out.shape[0], count * QUERY_CHUNK, *out.shape[3:])[:, :t]
-
-
-def _mask(q_segments, k_segments, positions, keys):
-    """bool [B, 1, 1, T, S], or None where every query sees every key."""
-    mask = None
-    if k_segments is not None:
-        mask = q_segments[:, :, None] == k_segments[:, None, :]
-    if positions is not None:
-        causal = jnp.arange(keys) <= positions[:, :, None]
-        mask = causal if mask is None else mask & causal
-    return None if mask is None else mask[:, None, None]
+    The second value is what `region_attention` needs to find exact attention weights again. Both have gradients.
+    """
+    inputs = Inputs(q, k, v, segments, positions)
+    return _attend(_options(inputs, scale, backend, wants_lse=True), inputs)
 
 
-def _attend(q, k, v, mask, scale):
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
-    if mask is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
-        scores = jnp.where(mask, scores, -jnp.inf)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0)))
-        weights = weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v).astype(q.dtype)
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    scale: float
+    backend: str | None
+    wants_lse: bool
+
+    def refuses(self, backend: str, inputs: Inputs) -> str | None:
+        if backend == "cudnn" and self.wants_lse:
+            return "it rounds the log-sum-exp to 16 bits; use xla"
+        return {"pallas_tpu": pallas_tpu.refuses, "cudnn": cudnn.refuses, "xla": lambda _: None}[backend](inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options: _Options, inputs: Inputs):
+    return _run(options, inputs, "forward", inputs)
+
+
+def _attend_fwd(options, inputs):
+    out, lse = _run(options, inputs, "forward", inputs)
+    return (out, lse), (inputs, out, lse)
+
+
+def _attend_bwd(options, saved, grads):
+    inputs, out, lse = saved
+    grad, d_lse = grads
+    delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32) - d_lse
+    dq, dk, dv = _run(options, inputs, "backward", inputs, lse, delta, grad)
+    return (Inputs(dq, dk, dv, None, None),)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _run(options, inputs, which, *args):
+    """Calls a pass of the backend asked for, or of the best one for each platform."""
+    one = lambda module: functools.partial(getattr(module, which), scale=options.scale)
+    on_cpu = functools.partial(one(xla), limit=xla.CPU_BYTES)
+    on_device = functools.partial(one(xla), limit=xla.DEVICE_BYTES)
+    if options.backend in ("pallas_tpu", "cudnn"):
+        return one({"pallas_tpu": pallas_tpu, "cudnn": cudnn}[options.backend])(*args)
+    fused = {}
+    if options.backend is None and options.refuses("pallas_tpu", inputs) is None:
+        fused["tpu"] = one(pallas_tpu)
+    if options.backend is None and options.refuses("cudnn", inputs) is None:
+        fused["cuda"] = one(cudnn)
+    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=on_device, **fused)
+
+
+def _options(inputs: Inputs, scale: float | None, backend: str | None, wants_lse: bool) -> _Options:
+    q, k, v, segments, positions = inputs
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise InputError(f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit [B, T, N, H] and [B, S, K, H]")
+    if q.shape[2] % k.shape[2]:
+        raise InputError(f"attention: {q.shape[2]} query heads are no multiple of {k.shape[2]} key heads")
+    wanted = (q.shape[:2], k.shape[:2])
+    if segments is not None and tuple(x.shape for x in segments) != wanted:
+        raise InputError(f"attention: segments {[x.shape for x in segments]}, want {wanted}")
+    if positions is not None and positions.shape != wanted[0]:
+        raise InputError(f"attention: positions {positions.shape}, want {wanted[0]}")
+    options = _Options(q.shape[-1] ** -0.5 if scale is None else float(scale), backend, wants_lse)
+    if backend is not None and backend not in BACKENDS:
+        raise InputError(f"attention backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend is not None and (reason := options.refuses(backend, inputs)):
+        raise InputError(f"attention backend {backend}: {reason}")
+    return options
