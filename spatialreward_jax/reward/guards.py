@@ -92,7 +92,7 @@ def high_frequency_energy(image: np.ndarray) -> float:
 
 
 def high_frequency_ratio(source: np.ndarray, edited: np.ndarray) -> float:
-    """Energy of the edited image over that of the source, both with `NOISE_FLOOR` added: flat sources stay comparable."""
+    """Energy of the edited image over that of the source, each plus `NOISE_FLOOR`, so that flat sources compare."""
     return (high_frequency_energy(edited) + NOISE_FLOOR) / (high_frequency_energy(source) + NOISE_FLOOR)
 
 

@@ -8,7 +8,7 @@ SC (semantic consistency) sees the sources, then the edited image; PQ (perceptua
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +31,13 @@ class Question:
     stream: str
 
 
+class Reply(NamedTuple):
+    """A judge's answer. complete: False where it was cut off at the token limit."""
+
+    text: str
+    complete: bool = True
+
+
 class Answerer(Protocol):
     """Whatever answers questions about images: our VLM, an HTTP endpoint, or given answers in a test.
 
@@ -43,11 +50,11 @@ class Answerer(Protocol):
     pixel_policy: str
     decoding: str
 
-    def check(self, questions: Sequence[Question]) -> None:
-        """Raises InputError for a question that cannot be asked; cheap, called before any compilation."""
+    def answer(self, questions: Sequence[Question]) -> list["Reply"]:
+        """One reply per question, in order; an empty text where no answer came.
 
-    def answer(self, questions: Sequence[Question]) -> list[str]:
-        """One text per question, in order; an empty text where no answer came."""
+        Raises InputError for a question that cannot be asked, before anything is compiled.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,8 +98,8 @@ def questions(edit: ReadEdit, templates: Templates) -> tuple[Question, Question]
 
 
 def read_answers(
-    sc: str,
-    pq: str,
+    sc: str | Reply,
+    pq: str | Reply,
     size: tuple[int, int],
     *,
     parsing: str = "strict",
@@ -100,16 +107,21 @@ def read_answers(
     identity: Identity | None = None,
 ) -> Score:
     """Two answers -> `Score`. size: (height, width) of the edited image; default aggregation: the published weights."""
-    semantic, quality = parse(sc, parsing, regions=True), parse(pq, parsing, regions=False)
-    errors = [f"{name}: {part.error}" for name, part in (("SC", semantic), ("PQ", quality)) if part.scores is None]
+    sc, pq = (Reply(text) if isinstance(text, str) else text for text in (sc, pq))
+    semantic, quality = parse(sc.text, parsing, regions=True), parse(pq.text, parsing, regions=False)
+    errors = [
+        f"{name}: {part.error}{'' if reply.complete else ' (cut off at the token limit)'}"
+        for name, part, reply in (("SC", semantic, sc), ("PQ", quality, pq))
+        if part.scores is None
+    ]
     aggregation = aggregation or Aggregation(clamp=parsing != "bench")
     regions = tuple(pixel_region(region, size) for region in semantic.regions)
     text = {
         "regions": regions,
         "reasoning": semantic.reasoning,
         "quality_reasoning": quality.reasoning,
-        "raw_sc": sc,
-        "raw_pq": pq,
+        "raw_sc": sc.text,
+        "raw_pq": pq.text,
         "identity": identity,
     }
     overall = None

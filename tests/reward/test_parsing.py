@@ -105,7 +105,7 @@ def test_bench_rules(text, scores, rule):
 @pytest.mark.parametrize("mode", ["server", "bench"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "null", '"high"', "{}"])
 def test_official_rules_never_yield_a_number_that_is_none(mode, value):
-    parsed = parse('{"reasoning": "r", "score": [%s, %s]}' % (value, value), mode, regions=False)
+    parsed = parse(f'{{"reasoning": "r", "score": [{value}, {value}]}}', mode, regions=False)
     assert parsed.scores is None or parsed.scores == (12.5, 12.5)
 
 

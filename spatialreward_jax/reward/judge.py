@@ -1,0 +1,137 @@
+"""The reward model: edits in, scores out."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.reward.aggregate import Aggregation
+from spatialreward_jax.reward.batching import LIMITS, Limits
+from spatialreward_jax.reward.loading import judge_folder, load_net, read_json
+from spatialreward_jax.reward.parsing import MODES
+from spatialreward_jax.reward.processor import Processor
+from spatialreward_jax.reward.protocol import Answerer, Question, Reply, questions, read_answers, read_edits
+from spatialreward_jax.reward.templates import Templates, load_templates
+from spatialreward_jax.reward.types import Edit, Identity, Score
+from spatialreward_jax.reward.vlm import VLM, Decoding
+
+SETTINGS_FILE = "judge.json"
+"""Optional file beside a judge's config.json: `templates` (the wording it was trained on) and `max_new_tokens`."""
+
+
+class RewardModel:
+    """Scores edits with any `Answerer`; the published judge is one of them.
+
+    Attributes:
+        answerer: who answers. templates: the wording. parsing: one of `parsing.MODES`. aggregation: the formula.
+    """
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        *,
+        templates: str | os.PathLike | Templates = "default",
+        parsing: str = "strict",
+        aggregation: str | Aggregation = "weighted",
+    ):
+        """Raises InputError for an unknown template set, parsing mode or aggregation."""
+        if parsing not in MODES:
+            raise InputError(f"parsing mode {parsing!r} is unknown: choose one of {', '.join(MODES)}")
+        self.answerer, self.parsing = answerer, parsing
+        self.templates = templates if isinstance(templates, Templates) else load_templates(templates)
+        if isinstance(aggregation, str):
+            aggregation = Aggregation(aggregation, clamp=parsing != "bench")
+        self.aggregation = aggregation
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike = "embedded",
+        *,
+        adapter: str | os.PathLike | None = None,
+        dtype: Any = None,
+        mesh: jax.sharding.Mesh | None = None,
+        pixel_policy: str = "eval",
+        templates: str | os.PathLike | Templates | None = None,
+        parsing: str = "strict",
+        aggregation: str | Aggregation = "weighted",
+        decoding: Decoding | None = None,
+        limits: Limits = LIMITS,
+    ) -> "RewardModel":
+        """A judge of the Qwen3-VL family.
+
+        Args:
+            model: folder in Hugging Face layout, or `embedded`.
+            adapter: PEFT folder to put on top.
+            dtype: of parameters and activations; by default what `config.json` names.
+            mesh: from `make_mesh`; by default the first device alone.
+            pixel_policy: eval, server, sft or rl, see `reward.pixels`.
+            templates: shipped set or folder; by default what the judge's `judge.json` names, else `default`.
+            parsing, aggregation: see `reward.parsing` and `reward.aggregate`.
+            decoding: by default greedy, as many tokens as `judge.json` names, else 512.
+            limits: largest shapes.
+
+        Raises:
+            InputError: whatever does not fit, in one line, before anything is compiled.
+        """
+        folder = judge_folder(model)
+        settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+        if decoding is None:
+            decoding = Decoding(max_new_tokens=settings.get("max_new_tokens", Decoding.max_new_tokens))
+        processor = Processor(folder, pixel_policy)
+        templates = templates or settings.get("templates", "default")
+        net = load_net(folder, adapter=adapter, dtype=dtype, mesh=mesh)
+        answerer = VLM(net, processor, decoding, model=str(model), limits=limits)
+        return cls(answerer, templates=templates, parsing=parsing, aggregation=aggregation)
+
+    @property
+    def identity(self) -> Identity:
+        """What this model's scores carry."""
+        return Identity(
+            model=self.answerer.model,
+            revision=self.answerer.revision,
+            template=self.templates.id,
+            pixel_policy=self.answerer.pixel_policy,
+            parsing=self.parsing,
+            aggregation=self.aggregation.name,
+            decoding=self.answerer.decoding,
+        )
+
+    def score(self, edits: Sequence[Edit]) -> list[Score]:
+        """One score per edit, in order; `valid` False where an answer could not be read.
+
+        Raises InputError for an image or instruction that cannot be asked about, before anything is compiled.
+        """
+        read = read_edits(edits)
+        asked = [question for edit in read for question in questions(edit, self.templates)]
+        replies = self.answerer.answer(asked)
+        identity, scores = self.identity, []
+        for row, edit in enumerate(read):
+            semantic, quality = replies[2 * row : 2 * row + 2]
+            scores.append(
+                read_answers(
+                    semantic,
+                    quality,
+                    edit.edited.shape[:2],
+                    parsing=self.parsing,
+                    aggregation=self.aggregation,
+                    identity=identity,
+                )
+            )
+        return scores
+
+
+class FunctionAnswerer:
+    """Any function from a `Question` to its answer text as an `Answerer`: a client of an endpoint, or given answers."""
+
+    revision = ""
+    pixel_policy = "native"
+
+    def __init__(self, function: Callable[[Question], str], *, model: str = "function", decoding: str = "given"):
+        self.function, self.model, self.decoding = function, model, decoding
+
+    def answer(self, questions: Sequence[Question]) -> list[Reply]:
+        """The function's texts, in order."""
+        return [Reply(self.function(question)) for question in questions]

@@ -1,0 +1,80 @@
+"""The reward model with given answers (the valid path) and with the embedded judge (whatever it says)."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.reward.aggregate import Aggregation
+from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
+from spatialreward_jax.reward.parsing import MODES
+from spatialreward_jax.reward.types import NUMBERS, Edit
+
+SOURCE = np.full((40, 64, 3), 80, np.uint8)
+
+
+def edited(value):
+    image = SOURCE.copy()
+    image[10:20, 16:32] = value
+    return image
+
+
+def given(question):
+    """Scores by the edited image's own grey; an edit of value 13 is answered with a cut-off text."""
+    value = int(question.images[-1][15, 20, 0])
+    if question.stream == "pq":
+        return json.dumps({"reasoning": "Sharp.", "score": [value % 26, 20]})
+    answer = {
+        "edit_region": [{"id": 0, "label": "square", "bbox_2d": [250, 250, 500, 500]}],
+        "reasoning": "<|bbox_0|> A square. <|global|> Fine.",
+        "score": [value % 26, 15],
+    }
+    return json.dumps(answer)[: -9 if value == 13 else None]
+
+
+def test_valid_path_with_given_answers():
+    model = RewardModel(FunctionAnswerer(given))
+    good, bad, other = model.score([Edit(SOURCE, edited(v), "add a square") for v in (20, 13, 5)])
+    assert good.valid and other.valid and not bad.valid
+    assert (good.success, good.no_overedit, good.naturalness, good.artifact_free) == (20, 15, 20, 20)
+    assert good.reward == pytest.approx(Aggregation()((20, 15), (20, 20)).reward) > other.reward
+    assert good.regions[0].box == (16, 10, 32, 20)
+    assert all(getattr(bad, name) is None for name in NUMBERS) and "SC" in bad.errors[0]
+    identity = good.to_json()["identity"]
+    assert identity["model"] == "function" and identity["template"] == model.templates.id
+    assert (identity["parsing"], identity["aggregation"]) == ("strict", "weighted")
+
+
+def test_the_judge_is_asked_what_the_protocol_says():
+    seen = []
+    model = RewardModel(FunctionAnswerer(lambda question: seen.append(question) or ""), templates="default")
+    model.score([Edit([SOURCE, edited(1)], edited(2), "paint the square")])
+    semantic, quality = seen
+    assert (semantic.stream, len(semantic.images), quality.stream, len(quality.images)) == ("sc", 3, "pq", 1)
+    assert "paint the square" in semantic.text and "first 2 images" in semantic.text
+    assert not re.search(r"{(instruction|score_range|num_input_images)}", semantic.text + quality.text)
+
+
+@pytest.mark.parametrize("parsing", MODES)
+def test_clamping_follows_the_parsing_mode(parsing):
+    assert RewardModel(FunctionAnswerer(given), parsing=parsing).aggregation.clamp == (parsing != "bench")
+
+
+def test_bad_choices():
+    for choice, why in (
+        ({"parsing": "loose"}, "choose one of strict"),
+        ({"aggregation": "median"}, "choose one of weighted"),
+        ({"templates": "nowhere"}, "neither shipped"),
+    ):
+        with pytest.raises(InputError, match=why):
+            RewardModel(FunctionAnswerer(given), **choice)
+    with pytest.raises(InputError, match="is no judge"):
+        RewardModel.from_pretrained("nowhere")
+    with pytest.raises(InputError, match="pixel policy"):
+        RewardModel.from_pretrained("embedded", pixel_policy="huge")
+
+
+def test_no_edits():
+    assert RewardModel(FunctionAnswerer(given)).score([]) == []

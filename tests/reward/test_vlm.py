@@ -1,0 +1,139 @@
+"""The whole answering path against the reference's greedy generation, and what batching must not change."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.reward.batching import Limits
+from spatialreward_jax.reward.loading import fingerprint, load_net
+from spatialreward_jax.reward.processor import Processor
+from spatialreward_jax.reward.protocol import Question
+from spatialreward_jax.reward.vlm import VLM, Decoding
+
+
+SMALL = Limits(batch=4)
+
+
+@pytest.fixture(scope="module")
+def folder(goldens):
+    return goldens / "spatialreward"
+
+
+@pytest.fixture(scope="module")
+def golden(goldens):
+    return np.load(goldens / "qwen3_vl.npz")
+
+
+@pytest.fixture(scope="module")
+def asked(golden):
+    images = golden["image_0"], golden["image_1"]
+    return [
+        Question(images, str(golden["prompt_two"]), "sc"),
+        Question(images[1:], str(golden["prompt_one"]), "pq"),
+    ]
+
+
+def vlm(folder, decoding, limits=SMALL, mesh=None):
+    return VLM(load_net(folder, mesh=mesh), Processor(folder), decoding, model="golden", limits=limits)
+
+
+@pytest.fixture(scope="module")
+def greedy(folder):
+    return vlm(folder, Decoding(max_new_tokens=32))
+
+
+def text(answerer, ids):
+    ids = [int(i) for i in ids]
+    ends = [n for n, i in enumerate(ids) if i in answerer.net.eos]
+    return answerer.processor.decode(ids[: ends[0]] if ends else ids)
+
+
+def test_greedy_answers_equal_the_reference(golden, asked, greedy):
+    replies = greedy.answer(asked)
+    assert [reply.text for reply in replies] == [text(greedy, row) for row in golden["batch_generated"]]
+    assert not any(reply.complete for reply in replies)  # 32 tokens were too few for it
+
+
+def test_an_answer_depends_on_its_question_alone(asked, greedy):
+    alone = [greedy.answer([question])[0] for question in asked]
+    assert greedy.answer([asked[1], asked[0], asked[1]]) == [alone[1], alone[0], alone[1]]
+
+
+def test_every_image_is_encoded_once(asked, greedy, monkeypatch):
+    rows = []
+    encode = greedy._encode
+
+    def counted(adapters, base, table, images, start):
+        rows.append(len(images[0]))
+        return encode(adapters, base, table, images, start)
+
+    monkeypatch.setattr(greedy, "_encode", counted)
+    greedy.answer(asked * 2)
+    assert rows == [2]
+
+
+def test_compilations_are_bounded_by_buckets(asked, greedy):
+    greedy.answer(asked)
+    before = set(greedy.shapes)
+    for _ in range(2):
+        greedy.answer(asked[::-1])
+    assert greedy.shapes == before
+
+
+@pytest.mark.slow
+def test_sampled_answers_ignore_their_neighbours(folder, asked):
+    sampled = vlm(folder, Decoding(max_new_tokens=8, temperature=1.0, top_k=50, repetition_penalty=1.1, seed=3))
+    first = sampled.answer(asked)
+    assert sampled.answer(asked[::-1]) == first[::-1] and sampled.answer(asked[1:]) == first[1:]
+    assert sampled.decoding == "t1 p0.9 k50 s3 r1.1 max8"
+
+
+@pytest.mark.slow
+def test_mesh_of_eight_gives_the_same_answers(folder, asked, greedy):
+    spread = vlm(folder, Decoding(max_new_tokens=32), SMALL, make_mesh(2, 2, 2))
+    assert spread.answer(asked * 2) == greedy.answer(asked * 2)
+
+
+def test_refused_before_compilation(folder, asked, tmp_path):
+    small = vlm(folder, Decoding(), Limits(prompt=40))
+    with pytest.raises(InputError, match="makes 71 tokens, more than 40"):
+        small.answer(asked)
+    assert not small.shapes
+    with pytest.raises(InputError, match="temperature"):
+        Decoding(temperature=-1.0).sampler()
+    with pytest.raises(InputError, match="max_new_tokens"):
+        Decoding(max_new_tokens=0).sampler()
+    for name in folder.iterdir():
+        shutil.copy(name, tmp_path)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"patch_size": 14}))
+    with pytest.raises(InputError, match="must agree"):
+        vlm(tmp_path, Decoding())
+
+
+def test_bad_folders(folder, tmp_path):
+    with pytest.raises(InputError, match="is no judge"):
+        load_net(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(InputError, match="not Qwen3-VL"):
+        load_net(tmp_path)
+    shutil.copy(folder / "config.json", tmp_path)
+    shutil.copy(folder / "generation_config.json", tmp_path)
+    with pytest.raises(InputError, match="holds no weights"):
+        load_net(tmp_path)
+    with pytest.raises(InputError, match="is no adapter"):
+        load_net(folder, adapter=tmp_path)
+
+
+def test_fingerprint(tmp_path):
+    one, two = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    one.write_bytes(bytes(100_000))
+    two.write_bytes(b"x")
+    mark = fingerprint([two, one])
+    assert mark == fingerprint([one, two]) and len(mark) == 12
+    one.write_bytes(bytes(50_000) + b"\1" * 50_000)
+    assert fingerprint([one, two]) != mark
