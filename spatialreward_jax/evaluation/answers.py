@@ -1,0 +1,102 @@
+"""Answers that another judge gave, read from a file: a benchmark can then be evaluated without any model.
+
+jsonl, one line per edit: `key` (the benchmark's key of the edit) and either
+
+- numbers: `overall` 0..10 and optionally success, no_overedit, naturalness, artifact_free 0..25, `valid`, `regions`
+  (what our own `answers.jsonl` holds), or
+- texts: `sc` and `pq`, the judge's two raw answers, read by the parsing mode and aggregation asked for.
+
+json, an object: a result file of the official programs, `{key: {"scores": {prompt_following, consistency, overall}}}`
+or, for MER-Bench, `{pair_id: {"scores": [...], "pair_type": n}}`.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.records import Broken, Verdict, verdict_from_json
+from spatialreward_jax.reward import protocol
+from spatialreward_jax.reward.aggregate import Aggregation
+from spatialreward_jax.reward.types import SCORE_RANGE
+
+
+class Answers(NamedTuple):
+    """Verdicts by key, lines that could not be read, and keys that came again (the first one counts)."""
+
+    verdicts: dict[str, Verdict]
+    broken: list[Broken]
+    duplicates: list[str]
+
+
+def read_answers(
+    path: str | pathlib.Path, *, parsing: str = "strict", aggregation: Aggregation | None = None
+) -> Answers:
+    """Reads a file of answers; parsing and aggregation matter for raw texts only. Raises InputError without one."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}: --answers wants a jsonl file of answers")
+    if path.suffix == ".json":
+        entries = _official(path)
+    else:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            entries = [(f"{path.name}:{n}", None, line) for n, line in enumerate(lines, 1) if line.strip()]
+    answers = Answers({}, [], [])
+    for where, key, entry in entries:
+        try:
+            record = _loads(entry) if key is None else entry
+            key = str(record["key"]) if key is None else key
+            verdict = _verdict(record, parsing, aggregation)
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            answers.broken.append(Broken(where, f"{type(error).__name__}: {error}"))
+            continue
+        if key in answers.verdicts:
+            answers.duplicates.append(key)
+        else:
+            answers.verdicts[key] = verdict
+    return answers
+
+
+def _loads(line: str) -> dict:
+    record = json.loads(line)
+    if not isinstance(record, dict) or "key" not in record:
+        raise InputError("want a JSON object with `key`")
+    return record
+
+
+def _verdict(record: Mapping[str, Any], parsing: str, aggregation: Aggregation | None) -> Verdict:
+    if "sc" not in record and "pq" not in record:
+        return verdict_from_json(record)
+    texts = str(record.get("sc", "")), str(record.get("pq", ""))
+    score = protocol.read_answers(*texts, (1000, 1000), parsing=parsing, aggregation=aggregation)
+    return verdict_from_json(score.to_json())
+
+
+def _official(path: pathlib.Path) -> list[tuple[str, str, dict]]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise InputError(f"{path}: want an object of results by key, got {type(results).__name__}")
+    entries = []
+    for key, result in results.items():
+        scores = result.get("scores") if isinstance(result, dict) else None
+        if isinstance(scores, list):
+            ident = f"{len(scores)}pair/{key}"
+            entries += [(f"{path.name}[{key}]", f"{ident}/{i}", {"overall": score}) for i, score in enumerate(scores)]
+        elif isinstance(scores, dict):
+            entries.append((f"{path.name}[{key}]", key, _from_dimensions(scores)))
+        else:
+            entries.append((f"{path.name}[{key}]", key, {}))
+    return entries
+
+
+def _from_dimensions(scores: Mapping[str, Any]) -> dict:
+    unit = SCORE_RANGE / 10
+    record = {"overall": scores.get("overall")}
+    for name, dimension in (("success", "prompt_following"), ("no_overedit", "consistency")):
+        if isinstance(scores.get(dimension), int | float):
+            record[name] = scores[dimension] * unit
+    return record

@@ -1,0 +1,203 @@
+"""GEdit-Bench: edit 606 English (or as many Chinese) requests in 11 groups, then let a judge score the results.
+
+Layout (`stepfun-ai/GEdit-Bench` as read by `VectorSpaceLab/EditScore` examples/OmniGen2-RL/evaluation/GEdit-Bench):
+parquet; a row has key, task_type, instruction, instruction_language (en or cn), input_image, Intersection_exist.
+Results lie in `fullset/{task_type}/{language}/{key}.png`, further samples in `{key}_sample{n}.png`, as the
+framework's own script writes them, so that images made elsewhere can be scored here.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation import rows as layout
+from spatialreward_jax.evaluation.benchmark import Benchmark, Figure, Table
+from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict
+from spatialreward_jax.io.images import read_image, write_png
+from spatialreward_jax.reward.types import SCORE_RANGE, Edit
+
+PRESET = "rl-eval"
+_METRICS = ("overall", "semantics", "quality")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One edit to make. `index` counts the rows of the language from 0, broken ones too: it seeds the sampler."""
+
+    index: int
+    key: str
+    group: str
+    language: str
+    instruction: str
+    source: bytes | pathlib.Path
+    intersection: bool
+
+    def path(self, folder: pathlib.Path, sample: int) -> pathlib.Path:
+        """Where the result of sample 0, 1, ... lies below `folder`."""
+        name = f"{self.key}_sample{sample}.png" if sample else f"{self.key}.png"
+        return folder / "fullset" / self.group / self.language / name
+
+
+class Editor(Protocol):
+    """What generation needs of an editor."""
+
+    identity: Any
+
+    def edit(self, source: Any, instruction: str, *, preset: str, seed: int) -> Sequence[Any]:
+        """-> images, of which the first is taken: uint8 arrays [H, W, 3] or PIL images."""
+
+
+def requests(data: str | pathlib.Path, language: str = "en") -> Iterator[Request | Broken]:
+    """The requests in one language, "en" or "cn", in the data set's order."""
+    if language not in ("en", "cn"):
+        raise InputError(f"language {language!r} is unknown: choose en or cn")
+    index = -1
+    for path in layout.data_files(data):
+        for number, row in layout.read_rows(path):
+            if isinstance(row, Broken):
+                yield row
+                continue
+            if row.get("instruction_language", "en") != language:
+                continue
+            index += 1
+            try:
+                yield _request(row, index, language, path.parent)
+            except InputError as error:
+                yield Broken(f"{path.name}[{number}]", str(error))
+
+
+def _request(row: Mapping[str, Any], index: int, language: str, folder: pathlib.Path) -> Request:
+    key, group = str(layout.field(row, "key")), layout.text(row, "task_type")
+    if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in (key, group)):
+        raise InputError(f"key {key!r} and task_type {group!r} must be plain file names")
+    source = layout.image(layout.field(row, "input_image"), folder)
+    instruction = layout.text(row, "instruction")
+    return Request(index, key, group, language, instruction, source, bool(row.get("Intersection_exist", False)))
+
+
+def generate(
+    data: str | pathlib.Path,
+    editor: Editor,
+    folder: pathlib.Path,
+    *,
+    language: str = "en",
+    samples: int = 1,
+    report=None,
+) -> list[Broken]:
+    """Edits every request that has no result yet; settings are pinned in `folder/generation.json`.
+
+    As in the framework: sides floored to multiples of 16 (bicubic) before editing, results resized back (bicubic),
+    seed = row index + sample * number of rows. A kill leaves no half image. `report` is called with (done, total).
+    Returns the requests that could not be edited. Raises InputError if `folder` holds results of other settings.
+    """
+    usable = [not isinstance(request, Broken) for request in requests(data, language)]
+    total, rows = sum(usable), len(usable)
+    _pin(folder, {"preset": PRESET, "language": language, "rows": rows, "editor": plain(editor.identity)})
+    broken, done = [], 0
+    for request in requests(data, language):
+        if isinstance(request, Broken):
+            broken.append(request)
+            continue
+        try:
+            for sample in range(samples):
+                path = request.path(folder, sample)
+                if not path.exists():
+                    write_png(path, _edit(editor, request, request.index + sample * rows))
+        except InputError as error:
+            broken.append(Broken(request.key, str(error)))
+        done += 1
+        if report:
+            report(done, total)
+    return broken
+
+
+def _edit(editor: Editor, request: Request, seed: int) -> np.ndarray:
+    source = Image.fromarray(read_image(request.source))
+    floored = (source.width // 16 * 16, source.height // 16 * 16)
+    if 0 in floored:
+        raise InputError(f"the source is {source.width} x {source.height}: each side must be at least 16")
+    given = np.asarray(source.resize(floored, Image.Resampling.BICUBIC))
+    image = editor.edit(given, request.instruction, preset=PRESET, seed=seed)[0]
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    return np.asarray(image.convert("RGB").resize(source.size, Image.Resampling.BICUBIC))
+
+
+def _pin(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    path = folder / "generation.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        return
+    was = json.loads(path.read_text())
+    changed = sorted(k for k in was | settings if was.get(k) != settings.get(k))
+    if changed:
+        differing = ", ".join(f"{name}: {was.get(name)!r}" for name in changed)
+        raise InputError(f"{folder} holds images of other settings ({differing}): choose another --out")
+
+
+def plain(identity: Any) -> Any:
+    """An identity (dataclass, mapping or text) as JSON data."""
+    return dataclasses.asdict(identity) if dataclasses.is_dataclass(identity) else identity
+
+
+def benchmark(folder: str | pathlib.Path, *, language: str = "en", samples: int = 1) -> Benchmark:
+    """GEdit-Bench over the results below `folder`; of several samples the best overall one counts, as there."""
+    folder = pathlib.Path(folder)
+
+    def rows(data) -> Iterator[Row | Broken]:
+        for request in requests(data, language):
+            yield request if isinstance(request, Broken) else _row(request, folder, samples)
+
+    return Benchmark(
+        name="gedit",
+        rows=rows,
+        values=values,
+        right_or_wrong=(),
+        figures=tuple(Figure(metric, metric, strata="group") for metric in (*_METRICS, "judge")),
+        tables=(
+            Table("by group", "group", _METRICS),
+            Table("by intersection subset", "intersection", _METRICS, strata="group"),
+        ),
+    )
+
+
+def _row(request: Request, folder: pathlib.Path, samples: int) -> Row | Broken:
+    paths = [request.path(folder, sample) for sample in range(samples)]
+    if absent := [path.name for path in paths if not path.is_file()]:
+        return Broken(
+            request.key, f"no result {absent[0]} below {folder / 'fullset' / request.group / request.language}"
+        )
+    ident = f"{request.language}/{request.group}/{request.key}"
+    labels = {"group": request.group, "language": request.language, "intersection": str(request.intersection).lower()}
+    digests = [
+        hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest() for path in paths
+    ]  # other images, other keys
+    keys = tuple(f"{ident}/{sample}/{digest}" for sample, digest in enumerate(digests))
+    return Row(
+        Case(ident, keys, labels, ident), tuple(Edit(request.source, path, request.instruction) for path in paths)
+    )
+
+
+def values(case: Case, verdicts: Sequence[Verdict]) -> Mapping[str, float] | None:
+    """VIEScore: semantics and quality are each the lower of two sub-scores (0..10), overall = sqrt(their product).
+
+    `judge` is the judge's own overall score of the same sample.
+    """
+    best = None
+    for verdict in verdicts:
+        sub = verdict.sub_scores()
+        if sub is None:
+            return None
+        semantics, quality = (max(0.0, min(pair)) / (SCORE_RANGE / 10) for pair in (sub[:2], sub[2:]))
+        overall = math.sqrt(semantics * quality)
+        if best is None or overall > best["overall"]:
+            best = {"overall": overall, "semantics": semantics, "quality": quality, "judge": verdict.overall}
+    return best

@@ -1,0 +1,7 @@
+"""Checks of a folder of reference arrays (see its MANIFEST.md) against our nets and maths."""
+
+from spatialreward_jax.evaluation.golden_checks.case import Case, Row
+from spatialreward_jax.evaluation.golden_checks.nets import Goldens
+from spatialreward_jax.evaluation.golden_checks.run import check_file, check_folder
+
+__all__ = ["Case", "Goldens", "Row", "check_file", "check_folder"]

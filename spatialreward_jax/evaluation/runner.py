@@ -1,0 +1,235 @@
+"""Scores a benchmark's edits batch by batch, keeping every answer on disk, so that a kill costs one batch at most.
+
+`answers.jsonl` is append-only, one line per edit in the order of the rows, each batch in one write. A restart keeps
+whole batches and scores the rest; since batches are cut at the same places, the file ends up the same byte for byte.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, verdict_from_json
+from spatialreward_jax.io.images import read_image
+from spatialreward_jax.reward.types import Edit, Score
+
+
+class Judge(Protocol):
+    """What a benchmark needs of a judge."""
+
+    identity: Any
+
+    def score(self, edits: list[Edit]) -> list[Score]:
+        """One score per edit, in order; an answer that cannot be read is an invalid score, not an error."""
+
+
+@dataclasses.dataclass
+class Scan:
+    """The rows of a benchmark, gathered while they stream by.
+
+    Attributes:
+        cases: rows without images, duplicates left out. digest: of their ids, keys, labels and instructions.
+        broken: rows that cannot be used. duplicates: ids of rows that came again. conflicts: keys under which two
+            different edits came (the first one counts).
+    """
+
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    broken: list[Broken] = dataclasses.field(default_factory=list)
+    duplicates: list[str] = dataclasses.field(default_factory=list)
+    conflicts: list[str] = dataclasses.field(default_factory=list)
+    rows: int = 0
+    _hash: Any = dataclasses.field(default_factory=lambda: hashlib.blake2b(digest_size=12))
+    _ids: set[str] = dataclasses.field(default_factory=set)
+    _edits: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Changes with any row's id, keys, labels or instruction, and with their order; not with the images' files."""
+        return self._hash.hexdigest()
+
+    def edits(self, rows: Iterable[Row | Broken]) -> Iterator[tuple[str, Edit]]:
+        """Takes in `rows` and passes on each edit that has not come before, as (key, edit)."""
+        for row in rows:
+            self.rows += 1
+            if isinstance(row, Broken):
+                self.broken.append(row)
+                continue
+            case = row.case
+            if case.id in self._ids:
+                self.duplicates.append(case.id)
+                continue
+            self._ids.add(case.id)
+            self.cases.append(case)
+            content = [case.id, *case.keys, *(f"{k}={v}" for k, v in sorted(case.labels.items()))]
+            self._hash.update(json.dumps([*content, row.edits[0].instruction]).encode())
+            for key, edit in zip(case.keys, row.edits, strict=True):
+                mark, known = _mark(edit), self._edits.get(key)
+                if known is None:
+                    self._edits[key] = mark
+                    yield key, edit
+                elif known != mark:
+                    self.conflicts.append(key)
+
+
+def score_rows(
+    rows: Iterable[Row | Broken],
+    judge: Judge,
+    path: pathlib.Path,
+    *,
+    batch_size: int = 8,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[Scan, dict[str, Verdict]]:
+    """Scores every edit that `path` does not hold yet. -> (the rows, verdicts by key).
+
+    `report` is called with (rows read, edits scored) after each batch. The next batch's images are read while the
+    judge works. An unreadable image is noted in the file and the run goes on; any other failure of the judge stops
+    it, with all batches before it kept. Raises InputError if `path` holds answers to other rows.
+    """
+    scan, verdicts = Scan(), {}
+    stored = _Answers(path)
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+        chunks = _chunks(scan.edits(rows), batch_size)
+        pending = None
+        for chunk in chunks:
+            if (kept := stored.take([key for key, _ in chunk])) is not None:
+                verdicts.update(kept)
+                continue
+            following = reader.submit(_read, chunk)
+            if pending:
+                verdicts.update(stored.append(_score(judge, pending.result())))
+                if report:
+                    report(scan.rows, len(verdicts))
+            pending = following
+        if pending:
+            verdicts.update(stored.append(_score(judge, pending.result())))
+        stored.close(verdicts)
+    if report:
+        report(scan.rows, len(verdicts))
+    return scan, verdicts
+
+
+class _Answers:
+    """The file: lines already there are handed out batch by batch while they match, then new ones are appended."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines = _complete_lines(path)
+        self._next = 0
+        self._file = None
+
+    def take(self, keys: Sequence[str]) -> dict[str, Verdict] | None:
+        """The stored verdicts of this batch, or None where the file ends (what is left of a torn batch is dropped)."""
+        if self._file:
+            return None
+        lines = self._lines[self._next : self._next + len(keys)]
+        records = [json.loads(line) for line in lines]
+        if [record["key"] for record in records] != list(keys[: len(records)]):
+            raise InputError(f"{self.path} holds answers to other rows than this benchmark's: choose another --out")
+        if len(records) < len(keys):
+            self._open()
+            return None
+        self._next += len(keys)
+        return {record["key"]: verdict_from_json(record) for record in records}
+
+    def append(self, records: list[dict]) -> dict[str, Verdict]:
+        """Writes a batch, through to the disk, and returns its verdicts."""
+        data = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records).encode()
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {record["key"]: verdict_from_json(record) for record in records}
+
+    def close(self, verdicts: dict[str, Verdict]) -> None:
+        if self._file:
+            self._file.close()
+        elif self._next < len(self._lines):
+            raise InputError(
+                f"{self.path} holds {len(self._lines)} answers to {len(verdicts)} edits: choose another --out"
+            )
+
+    def _open(self) -> None:
+        self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
+        self._file.truncate(sum(map(len, self._lines[: self._next])))
+        self._file.seek(0, os.SEEK_END)
+
+
+def _complete_lines(path: pathlib.Path) -> list[bytes]:
+    """Lines of the file; a last one that a kill cut off is left out. Raises InputError for damage elsewhere."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        try:
+            whole = line.endswith(b"\n") and "key" in json.loads(line)
+        except ValueError:
+            whole = False
+        if not whole:
+            if number < len(lines) - 1:
+                raise InputError(f"{path}:{number + 1} is damaged: delete the lines from there on, and start again")
+            return lines[:-1]
+    return lines
+
+
+def _chunks(edits: Iterator[tuple[str, Edit]], size: int) -> Iterator[list[tuple[str, Edit]]]:
+    chunk = []
+    for edit in edits:
+        chunk.append(edit)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _read(chunk: list[tuple[str, Edit]]) -> list[tuple[str, Edit | InputError]]:
+    """Decodes the images of a batch; an edit whose images cannot be read becomes the error."""
+    read = []
+    for key, edit in chunk:
+        try:
+            sources = [read_image(image) for image in edit.sources]
+            source = sources if isinstance(edit.source, list | tuple) else sources[0]
+            read.append((key, Edit(source, read_image(edit.edited), edit.instruction)))
+        except InputError as error:
+            read.append((key, error))
+    return read
+
+
+def _score(judge: Judge, batch: list[tuple[str, Edit | InputError]]) -> list[dict]:
+    good = [edit for _, edit in batch if isinstance(edit, Edit)]
+    try:
+        scores = iter(judge.score(good) if good else ())
+    except InputError:
+        scores = (_score_one(judge, edit) for edit in good)  # find the one that the judge refuses
+    return [{"key": key, **_record(edit if isinstance(edit, InputError) else next(scores))} for key, edit in batch]
+
+
+def _score_one(judge: Judge, edit: Edit) -> Score | InputError:
+    try:
+        return judge.score([edit])[0]
+    except InputError as error:
+        return error
+
+
+def _record(score: Score | InputError) -> dict:
+    if isinstance(score, InputError):
+        return {"broken": str(score)}
+    record = score.to_json()
+    record.pop("identity", None)  # once per file, in the manifest
+    return record
+
+
+def _mark(edit: Edit) -> bytes:
+    """A digest of instruction and images; a path stands for its name and size."""
+    digest = hashlib.blake2b(edit.instruction.encode(), digest_size=12)
+    for image in (*edit.sources, edit.edited):
+        if isinstance(image, pathlib.Path):
+            digest.update(f"{image}:{image.stat().st_size}".encode())
+        else:
+            digest.update(image)
+    return digest.digest()
