@@ -40,7 +40,7 @@ class AutoencoderConfig:
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if not k.startswith("_")}
         levels = len(given.get("block_out_channels", cls.block_out_channels))
         for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            kinds = given.pop(key, (block,))
+            kinds = given.pop(key, (block,) * levels)
             if kinds != (block,) * levels:
                 raise InputError(f"autoencoder config.json: {key} is {list(kinds)}, want {levels} times {block!r}")
         for key, want in _FIXED.items():

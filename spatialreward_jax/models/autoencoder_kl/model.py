@@ -58,7 +58,7 @@ class MidBlock(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, then `resample`: "down" halves the sides, "up" doubles them, "none" keeps them."""
+    """Residual blocks at one resolution, then `resample`: "down" halves the sides, "up" doubles, "none" keeps them."""
 
     def __init__(
         self, channels: tuple[int, int], blocks: int, groups: int, resample: str, *, rngs: nnx.Rngs, dtype=jnp.float32
@@ -134,8 +134,9 @@ class Decoder(nnx.Module):
 class AutoencoderKL(nnx.Module):
     """Images in -1..1 <-> 16-channel latents at an eighth of the sides.
 
-    `encode` and `decode` speak the autoencoder's raw space; `to_latent` and `from_latent` convert it to and from the shifted and
-    scaled space in which the editor works. Computes in the dtype of its input, norms and softmax in float32.
+    `encode` and `decode` speak the autoencoder's raw space; `to_latent` and `from_latent` convert it to and from the
+    shifted and scaled space in which the editor works. Computes in the dtype of its input, norms and softmax in
+    float32.
     """
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):

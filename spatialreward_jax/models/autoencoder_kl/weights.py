@@ -7,7 +7,7 @@ STEM = "diffusion_pytorch_model"
 """File stem of the weights in diffusers folders."""
 
 SHARDING = ((r".", ()),)
-"""Replicated: 84 million parameters, and convolutions gain nothing from split weights; images are split over the batch axes."""
+"""Replicated: 84 million parameters in all; images are split over the batch axes."""
 
 
 def _affine(source: str, target: str, kind: str = "scale", layout: str | None = None) -> list[Entry]:

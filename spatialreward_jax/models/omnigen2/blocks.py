@@ -1,7 +1,7 @@
 """The transformer block: sandwich norms, grouped-query attention with q/k norms and rotary positions, SwiGLU.
 
-Where a mesh has a `tensor` axis, the MLP is split over its inner width and everything else over tokens (see `weights.SHARDING`
-for why the heads are not).
+Where a mesh has a `tensor` axis, the MLP is split over its inner width and everything else over tokens (see
+`weights.SHARDING` for why the heads are not).
 """
 
 import jax
@@ -52,8 +52,8 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """x + gate * norm(attention(norm(x) * (1 + scale))), then the same around the MLP.
 
-    The modulated kind takes scales and gates from the time embedding (order: scale and gate of the attention, scale and gate of
-    the MLP; gates go through tanh; there are no shifts). The plain kind has neither.
+    The modulated kind takes scales and gates from the time embedding (order: scale and gate of the attention, scale
+    and gate of the MLP; gates go through tanh; there are no shifts). The plain kind has neither.
     """
 
     def __init__(self, c: OmniGen2Config, *, modulated: bool, rngs: nnx.Rngs, dtype=jnp.float32):

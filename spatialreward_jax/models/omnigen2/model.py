@@ -19,11 +19,13 @@ FINAL_EPS = 1e-6
 def timestep_sinusoid(t: jax.Array, scale: float) -> jax.Array:
     """t [B] in 0..1 -> float32 [B, 256], cosines first.
 
-    (t * frequency) * scale in float32, in this order: the reference rounds so, and at arguments up to 1000 another order moves
-    the result by 6e-5. The barrier keeps XLA from folding the two factors into one.
+    Rounded as the reference rounds: at angles up to 1000 a last bit of a frequency, or another order of the two
+    products, moves the result by 6e-5. So the exponents are float32, their exponential is correctly rounded, t *
+    frequency comes first, and the barrier keeps XLA from folding the two factors into one.
     """
     half = TIME_CHANNELS // 2
-    frequency = np.exp(np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half))
+    exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
     angle = jax.lax.optimization_barrier(t.astype(jnp.float32)[:, None] * frequency) * jnp.float32(scale)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -66,8 +68,8 @@ class Head(nnx.Module):
 class OmniGen2Transformer(nnx.Module):
     """Rectified-flow transformer over the joint sequence [text | references | target].
 
-    Text and images first pass refiners of their own (each reference alone, as a row of its own); then all tokens of a sample see
-    each other. Padding is never seen by a real token.
+    Text and images first pass refiners of their own (each reference alone, as a row of its own); then all tokens of a
+    sample see each other. Padding is never seen by a real token.
     """
 
     def __init__(self, config: OmniGen2Config, *, rngs: nnx.Rngs, dtype=jnp.float32):

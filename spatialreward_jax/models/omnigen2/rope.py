@@ -1,7 +1,7 @@
 """Rotary positions of the joint sequence [text | references | target].
 
-Three axes: text token i has ids (i, i, i); a token of an image has (offset, row, column), where the offset starts at the number
-of real text tokens and grows by max(rows, columns) after each image. Source: OmniGen2 `repo.py`.
+Three axes: text token i has ids (i, i, i); a token of an image has (offset, row, column), where the offset starts at
+the number of real text tokens and grows by max(rows, columns) after each image. Source: OmniGen2 `repo.py`.
 """
 
 from typing import NamedTuple
@@ -59,8 +59,9 @@ def _image_ids(offset, size, tokens):
 def phases(config: OmniGen2Config, ids: Parts, sides: int) -> Parts:
     """(cos, sin) of every token's angles, float32 [..., H/2, 2].
 
-    The tables are made on the host in float64: at position 1000 a float32 angle is off by up to 6e-5. The first axis has room
-    for the longest text and `sides` patches of images after it, whatever `axes_lens` says; rows and columns are bounded by it.
+    The tables are made on the host in float64: at position 1000 a float32 angle is off by up to 6e-5. The first axis
+    has room for the longest text and `sides` patches of images after it, whatever `axes_lens` says; rows and columns
+    are bounded by it.
     """
     first = max(config.axes_lens[0], ids.text.shape[1] + sides)
     tables = [_table(dim, rows) for dim, rows in zip(config.axes_dim_rope, (first, *config.axes_lens[1:]))]
@@ -78,7 +79,7 @@ def _table(dim, rows):
 
 
 def rotate(x: jax.Array, phase: jax.Array) -> jax.Array:
-    """Rotates adjacent channel pairs: x [B, T, N, H], phase [B, T, H/2, 2] -> x's shape and dtype, in float32 inside."""
+    """Rotates adjacent channel pairs: x [B, T, N, H], phase [B, T, H/2, 2] -> x.shape, x.dtype; in float32 inside."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = phase[:, :, None, :, 0], phase[:, :, None, :, 1]
     even, odd = pairs[..., 0], pairs[..., 1]

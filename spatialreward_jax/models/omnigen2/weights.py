@@ -53,11 +53,12 @@ ENTRIES = (
 """Every tensor of the checkpoint <-> every parameter. `(m D)` splits the modulation into its four vectors."""
 
 SHARDING = (
-    # The published net has 21 heads over 7 key heads of 120 channels: neither 21 nor 7 divides over 2 or 4 devices, and splitting
-    # the 120 channels would cost an all-reduce of the scores. So no weight of the attention is split over `tensor`; the
-    # activations are, over tokens (`blocks.py`), which needs no divisor of the heads: each device projects its own tokens and
-    # attends from them to the gathered keys and values (7 heads, a third of the queries' bytes). The MLP, 72% of the
-    # multiplications, is split over its inner width (10240). The model width (2520 = 8 * 315) goes to `fsdp`.
+    # The published net has 21 heads over 7 key heads of 120 channels: neither 21 nor 7 divides over 2 or 4 devices,
+    # and splitting the 120 channels would cost an all-reduce of the scores. So no weight of the attention is split
+    # over `tensor`; the activations are, over tokens (`blocks.py`), which needs no divisor of the heads: each device
+    # projects its own tokens and attends from them to the gathered keys and values (7 heads, a third of the queries'
+    # bytes). The MLP, 72% of the multiplications, is split over its inner width (10240). The model width (2520 = 8 *
+    # 315) goes to `fsdp`.
     (r"attn\.[qkv]\.kernel$", (None, "fsdp", None, None)),  # L D N H
     (r"attn\.out\.kernel$", (None, None, None, "fsdp")),  # L N H D
     (r"mlp\.(gate|up)\.kernel$", (None, "fsdp", "tensor")),  # L D F
