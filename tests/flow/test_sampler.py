@@ -24,6 +24,7 @@ from spatialreward_jax.flow import (
     time_grid,
     window_plan,
 )
+from spatialreward_jax.mesh import make_mesh
 
 spec = importlib.util.spec_from_file_location("toy", pathlib.Path(__file__).parent / "toy.py")
 toy = importlib.util.module_from_spec(spec)
@@ -135,7 +136,7 @@ def test_flat_batch_equals_groups():
 
 def test_devices_do_not_change_the_sample():
     keys, times, mask, branches = (jax.tree.map(lambda a: jnp.concatenate([a, a]), part) for part in setup(4, 2))
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = make_mesh()
     place = lambda a: jax.device_put(a, jax.NamedSharding(mesh, jax.P("data")))
     x, kept = sample(keys, times, mask, branches, PLAN)
     y, sharded = sample(*jax.tree.map(place, (keys, times, mask, branches)), PLAN)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.flow import sde
+from spatialreward_jax.mesh import make_mesh
 
 
 def replayed(arrays):
@@ -75,7 +76,7 @@ def test_noise_depends_on_its_own_key_and_step_alone(lead):
 
 
 def test_noise_does_not_depend_on_devices():
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = make_mesh()
     keys = jax.random.split(jax.random.key(0), 8)
     spread_keys = jax.device_put(keys, jax.NamedSharding(mesh, jax.P("data")))
     draw = jax.jit(lambda k: sde.token_noise(k, 2, 5, 8))
