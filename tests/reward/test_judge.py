@@ -11,6 +11,7 @@ from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.types import NUMBERS, Edit
+from spatialreward_jax.reward.vlm import Decoding
 
 SOURCE = np.full((40, 64, 3), 80, np.uint8)
 
@@ -39,7 +40,8 @@ def test_valid_path_with_given_answers():
     good, bad, other = model.score([Edit(SOURCE, edited(v), "add a square") for v in (20, 13, 5)])
     assert good.valid and other.valid and not bad.valid
     assert (good.success, good.no_overedit, good.naturalness, good.artifact_free) == (20, 15, 20, 20)
-    assert good.reward == pytest.approx(Aggregation()((20, 15), (20, 20)).reward) > other.reward
+    assert good.reward == pytest.approx(Aggregation()((20, 15), (20, 20)).reward)
+    assert good.reward > other.reward
     assert good.regions[0].box == (16, 10, 32, 20)
     assert all(getattr(bad, name) is None for name in NUMBERS) and "SC" in bad.errors[0]
     identity = good.to_json()["identity"]
@@ -74,6 +76,20 @@ def test_bad_choices():
         RewardModel.from_pretrained("nowhere")
     with pytest.raises(InputError, match="pixel policy"):
         RewardModel.from_pretrained("embedded", pixel_policy="huge")
+
+
+def test_embedded_judge_answers_in_its_own_identity():
+    """Trained or not: every sample has a number or a reason, and the shapes stay bounded."""
+    model = RewardModel.from_pretrained("embedded", decoding=Decoding(max_new_tokens=16))
+    edits = [Edit(SOURCE, edited(v), "add a square") for v in (20, 13)]
+    scores = model.score(edits)
+    assert len(scores) == 2 and all(score.valid or score.errors for score in scores)
+    assert all(score.raw_sc or score.errors for score in scores)
+    assert scores[0].identity.model == "embedded" and scores[0].identity.template.startswith("compact@")
+    assert scores[0].identity.decoding == "greedy max16"
+    shapes = set(model.answerer.shapes)
+    assert [score.to_json() for score in model.score(edits)] == [score.to_json() for score in scores]
+    assert model.answerer.shapes == shapes
 
 
 def test_no_edits():

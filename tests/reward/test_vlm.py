@@ -14,7 +14,6 @@ from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.vlm import VLM, Decoding
 
-
 SMALL = Limits(batch=4)
 
 
