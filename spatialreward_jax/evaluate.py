@@ -38,6 +38,9 @@ _BENCH = flags.DEFINE_enum("bench", None, [*BENCHMARKS, "gedit"], "Benchmark.", 
 _DATA = flags.DEFINE_string("data", "", "Folder or file of the benchmark, as downloaded (parquet, jsonl or json).")
 _OUT = flags.DEFINE_string("out", "", "Folder for the results, and what a stopped evaluation goes on from.")
 _MODEL = flags.DEFINE_string("model", "", "The judge: a folder in Hugging Face layout, or embedded.")
+_ADAPTER = flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
+_TEMPLATES = flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 0, "Longest answer of the judge; 0: what the judge's folder says.")
 _ANSWERS = flags.DEFINE_string(
     "answers", "", "Answers of any judge (jsonl, see evaluation/answers.py); needs no model."
 )
@@ -56,6 +59,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.")
 _COMPARE = flags.DEFINE_list("compare", [], "Two result files or folders to test against each other.")
 _ALLOW = flags.DEFINE_bool("allow_different_identity", False, "Compare results of judges that differ.")
 _EDITOR = flags.DEFINE_string("editor", "", "gedit: the editor that makes the images (OmniGen2 layout, or embedded).")
+_EDITOR_ADAPTER = flags.DEFINE_string("editor_adapter", "", "gedit: LoRA adapter to put on the editor.")
 _IMAGES = flags.DEFINE_string("images", "", "gedit: folder with images made before (fullset/GROUP/LANGUAGE/KEY.png).")
 _LANGUAGE = flags.DEFINE_enum("language", "en", ["en", "cn"], "gedit: language of the instructions.")
 _SAMPLES = flags.DEFINE_integer("num_samples", 1, "gedit: images per request, of which the best counts.", lower_bound=1)
@@ -71,8 +75,9 @@ def main(_argv) -> None:
     given = [name for name, value in (("model", _MODEL), ("answers", _ANSWERS), ("vie_url", _VIE_URL)) if value.value]
     if len(given) != 1:
         raise InputError(f"give one of --model, --answers and --vie_url, got {', '.join(given) or 'none'}")
-    benchmark = _gedit() if _BENCH.value == "gedit" else BENCHMARKS[_BENCH.value]
+    benchmark, notes = _gedit() if _BENCH.value == "gedit" else (BENCHMARKS[_BENCH.value], {})
     options = {
+        "notes": notes,
         "limit": _LIMIT.value,
         "search": _SEARCH.value,
         "resamples": _RESAMPLES.value,
@@ -98,31 +103,48 @@ def _judge(aggregation: Aggregation) -> Judge:
             raise InputError("--vie_url needs --vie_model, the name of the model there")
         return VIEJudge(_VIE_URL.value, _VIE_MODEL.value)
     from spatialreward_jax.reward.judge import RewardModel  # here: answers are evaluated without loading any net
+    from spatialreward_jax.reward.vlm import Decoding
 
     return RewardModel.from_pretrained(
-        _MODEL.value, parsing=_PARSING.value, aggregation=aggregation, pixel_policy=_PIXELS.value
+        _MODEL.value,
+        adapter=_ADAPTER.value or None,
+        pixel_policy=_PIXELS.value,
+        templates=_TEMPLATES.value or None,
+        parsing=_PARSING.value,
+        aggregation=aggregation,
+        decoding=Decoding(max_new_tokens=_TOKENS.value) if _TOKENS.value else None,
     )
 
 
-def _gedit() -> Benchmark:
-    """Makes the images that are not there yet, then the benchmark over them."""
+def _gedit() -> tuple[Benchmark, dict]:
+    """Makes the images that are not there yet. -> (the benchmark over them, what is known of their making)."""
     if bool(_EDITOR.value) == bool(_IMAGES.value):
         raise InputError("--bench=gedit needs either --editor, to make the images, or --images, where they lie")
     folder = pathlib.Path(_IMAGES.value or pathlib.Path(_OUT.value) / "images")
     if _EDITOR.value:
         from spatialreward_jax.editor import Editor
+        from spatialreward_jax.io.pretrained import resolve
+        from spatialreward_jax.reward.loading import fingerprint
 
-        editor = Editor.from_pretrained(_EDITOR.value)
+        folders = [
+            resolve(_EDITOR.value, "editor"),
+            *([pathlib.Path(_EDITOR_ADAPTER.value)] if _EDITOR_ADAPTER.value else []),
+        ]
+        weights = [fingerprint(sorted(folder.rglob("*.safetensors"))) for folder in folders]
+        editor = Editor.from_pretrained(_EDITOR.value, adapter=_EDITOR_ADAPTER.value or None)
         say = _progress("images")
         gedit.generate(
             _DATA.value,
             editor,
             folder,
+            identity={"path": _EDITOR.value, "adapter": _EDITOR_ADAPTER.value, "weights": weights},
             language=_LANGUAGE.value,
             samples=_SAMPLES.value,
             report=lambda done, total: say(done, total, done),
         )
-    return gedit.benchmark(folder, language=_LANGUAGE.value, samples=_SAMPLES.value)
+    made = folder / "generation.json"
+    notes = {"images": json.loads(made.read_text()) if made.is_file() else str(folder), "samples": _SAMPLES.value}
+    return gedit.benchmark(folder, language=_LANGUAGE.value, samples=_SAMPLES.value), notes
 
 
 def _compare() -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,8 +48,6 @@ class Request:
 
 class Editor(Protocol):
     """What generation needs of an editor."""
-
-    identity: Any
 
     def edit(self, source: Any, instruction: str, *, preset: str, seed: int) -> Sequence[Any]:
         """-> images, of which the first is taken: uint8 arrays [H, W, 3] or PIL images."""
@@ -88,9 +86,10 @@ def generate(
     editor: Editor,
     folder: pathlib.Path,
     *,
+    identity: Mapping[str, Any],
     language: str = "en",
     samples: int = 1,
-    report=None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Broken]:
     """Edits every request that has no result yet; settings are pinned in `folder/generation.json`.
 
@@ -100,7 +99,7 @@ def generate(
     """
     usable = [not isinstance(request, Broken) for request in requests(data, language)]
     total, rows = sum(usable), len(usable)
-    _pin(folder, {"preset": PRESET, "language": language, "rows": rows, "editor": plain(editor.identity)})
+    _pin(folder, {"preset": PRESET, "language": language, "rows": rows, "editor": dict(identity)})
     broken, done = [], 0
     for request in requests(data, language):
         if isinstance(request, Broken):

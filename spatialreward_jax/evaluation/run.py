@@ -58,6 +58,7 @@ def evaluate_answers(
     *,
     identity: Any,
     limit: int | None = None,
+    notes: Mapping[str, Any] | None = None,
     **options,
 ) -> dict:
     """Like `evaluate` for answers read by `answers.read_answers`; `identity` names their judge."""
@@ -67,6 +68,7 @@ def evaluate_answers(
     for _ in scan.edits(itertools.islice(benchmark.rows(data), limit)):
         pass
     notes = {
+        **(notes or {}),
         "broken answer lines": [f"{b.where}: {b.why}" for b in answers.broken],
         "duplicate answers (the first one counts)": answers.duplicates,
     }

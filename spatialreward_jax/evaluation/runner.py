@@ -33,7 +33,7 @@ class Scan:
     """The rows of a benchmark, gathered while they stream by.
 
     Attributes:
-        cases: rows without images, duplicates left out. digest: of their ids, keys, labels and instructions.
+        cases: rows without images, duplicates left out. digest: of their ids, labels and instructions.
         broken: rows that cannot be used. duplicates: ids of rows that came again. conflicts: keys under which two
             different edits came (the first one counts).
     """
@@ -49,7 +49,7 @@ class Scan:
 
     @property
     def digest(self) -> str:
-        """Changes with any row's id, keys, labels or instruction, and with their order; not with the images' files."""
+        """Changes with any row's id, labels or instruction, and with their order; not with images, so editors compare."""
         return self._hash.hexdigest()
 
     def edits(self, rows: Iterable[Row | Broken]) -> Iterator[tuple[str, Edit]]:
@@ -65,8 +65,8 @@ class Scan:
                 continue
             self._ids.add(case.id)
             self.cases.append(case)
-            content = [case.id, *case.keys, *(f"{k}={v}" for k, v in sorted(case.labels.items()))]
-            self._hash.update(json.dumps([*content, row.edits[0].instruction]).encode())
+            labels = [f"{name}={value}" for name, value in sorted(case.labels.items())]
+            self._hash.update(json.dumps([case.id, *labels, row.edits[0].instruction]).encode())
             for key, edit in zip(case.keys, row.edits, strict=True):
                 mark, known = _mark(edit), self._edits.get(key)
                 if known is None:

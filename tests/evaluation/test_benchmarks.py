@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-
 from evaluation_data import StandInJudge, cell, mer_row, picture, write_jsonl, write_parquet
+
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import BENCHMARKS, evaluate, evaluate_answers, gedit, read_answers
 from spatialreward_jax.evaluation.records import Broken
@@ -235,9 +235,10 @@ def _gedit_rows():
     return [row("k1", "color_alter"), row("c1", "color_alter", "cn"), row("k2", "color_alter"), row("k3", "ps_human")]
 
 
-class _Editor:
-    identity = {"model": "stand-in editor"}
+NAME = {"editor": "stand-in"}
 
+
+class _Editor:
     def __init__(self):
         self.calls = []
 
@@ -249,17 +250,15 @@ class _Editor:
 def test_gedit_generation_resumes_and_pins_its_settings(tmp_path):
     write_parquet(tmp_path / "data" / "train-0.parquet", _gedit_rows())
     editor, out = _Editor(), tmp_path / "images"
-    assert gedit.generate(tmp_path / "data", editor, out) == []
+    assert gedit.generate(tmp_path / "data", editor, out, identity=NAME) == []
     assert editor.calls == [((16, 16, 3), f"do {key}", "rl-eval", seed) for seed, key in enumerate(("k1", "k2", "k3"))]
     (out / "fullset/color_alter/en/k2.png").unlink()
-    gedit.generate(tmp_path / "data", editor, out, samples=2)
+    gedit.generate(tmp_path / "data", editor, out, identity=NAME, samples=2)
     assert editor.calls[3:] == [
         ((16, 16, 3), f"do {key}", "rl-eval", seed) for key, seed in (("k1", 3), ("k2", 1), ("k2", 4), ("k3", 5))
     ]
-    other = _Editor()
-    other.identity = {"model": "another"}
     with pytest.raises(InputError, match="images of other settings"):
-        gedit.generate(tmp_path / "data", other, out)
+        gedit.generate(tmp_path / "data", editor, out, identity={"editor": "another"})
 
 
 def test_gedit_scores(tmp_path):

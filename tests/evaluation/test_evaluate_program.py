@@ -1,0 +1,84 @@
+"""The program from outside: flags, files, exit status, and what it must not load."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from evaluation_data import mer_row, write_jsonl, write_parquet
+
+
+def _run(*arguments):
+    command = [sys.executable, "-m", "spatialreward_jax.evaluate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_parquet(tmp_path / "data" / "2pair.parquet", [mer_row("a", [20, 10]), mer_row("b", [20, 10])])
+    for name, scores in (("x", [9, 1, 9, 1]), ("y", [9, 1, 1, 9])):
+        keys = ("2pair/a/0", "2pair/a/1", "2pair/b/0", "2pair/b/1")
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"key": k, "overall": s} for k, s in zip(keys, scores)])
+    return tmp_path
+
+
+def test_answers_are_evaluated_and_compared(data):
+    for name in ("x", "y"):
+        done = _run(
+            "--bench=mer",
+            f"--data={data}/data",
+            f"--answers={data}/{name}.jsonl",
+            f"--out={data}/{name}",
+            "--resamples=100",
+        )
+        assert done.returncode == 0, done.stderr
+    assert "| accuracy | 0.5000 |" in done.stdout
+    assert json.loads((data / "y/results.json").read_text())["figures"]["accuracy"]["value"] == 0.5
+    both = f"--compare={data}/x,{data}/y"
+    refused = _run("--bench=mer", both)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: different judges (model: 'answers:x'")
+    done = _run("--bench=mer", both, "--allow_different_identity", f"--out={data}/cmp", "--resamples=100")
+    assert done.returncode == 0 and "| accuracy | 1.0000 | 0.5000 | +0.5000 |" in done.stdout
+    assert json.loads((data / "cmp/compare.json").read_text())["figures"]["accuracy"]["only_a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bench=mer"], "--data and --out are needed"),
+        (["--bench=mer", "--data=d", "--out=o"], "give one of --model, --answers and --vie_url, got none"),
+        (["--bench=mer", "--data=nowhere", "--out=o", "--answers=nowhere"], "no file nowhere"),
+        (["--bench=mer", "--compare=a"], "--compare wants two result files, got 1"),
+        (["--bench=gedit", "--data=d", "--out=o", "--answers=a"], "needs either --editor"),
+        (["--bench=nothing"], "should be one of"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, monkeypatch, capsys):
+    """In this process, for speed: the program's own door, with its flags."""
+    from absl import flags
+
+    from spatialreward_jax import cli, evaluate
+
+    monkeypatch.setattr(sys, "argv", ["evaluate"])
+    flags.FLAGS.unparse_flags()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate.main, ["evaluate", *arguments])
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_answers_need_no_accelerator_library(data):
+    code = f"""
+import sys
+from spatialreward_jax import evaluate, cli
+try:
+    cli.run(evaluate.main, ["e", "--bench=mer", "--data={data}/data", "--answers={data}/x.jsonl", "--out={data}/o"])
+except SystemExit:
+    pass
+print([name for name in ("jax", "torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
