@@ -40,13 +40,13 @@ def _parse(argv):
         return app.parse_flags_with_usage(argv)
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, SyntaxError, ImportError) as error:
-        # config_flags re-raises what a config file raises, with the stack trace in front of the message
-        lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-        message = lines[-1] if lines else type(error).__name__
-        if len(lines) > 1 and lines[0].startswith("Error whilst parsing config file"):
-            kind, _, rest = message.partition(": ")
-            message = rest if kind in ("ValueError", "spatialreward_jax.errors.InputError") and rest else message
-        elif lines:
-            message = " ".join(lines)
-        fail(message)
+    except (AttributeError, KeyError) as error:  # what a locked config says to a key that it lacks
+        inner = error.args[0] if error.args else ""
+        while isinstance(inner, BaseException):
+            inner = inner.args[0] if inner.args else ""
+        fail(f"the config has no key {inner}" if str(inner).startswith("'") else f"cannot use the config: {inner}")
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        # config_flags puts the stack trace of a config file's own error in front of its message
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        traced = any("Error whilst parsing config file" in line for line in lines)
+        fail(lines[-1].removeprefix("ValueError: ") if traced else " ".join(lines))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from spatialreward_jax import cli, processes
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.io.checkpoints import Checkpoints, Restored, abstract
+from spatialreward_jax.io.checkpoints import Checkpoints, Restored, SaveError, abstract
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
@@ -83,11 +83,12 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
         command: what to type to resume, for the line that an interrupted run prints.
 
     Returns:
-        the summary, or None if the run was interrupted (its state is saved then, unless the disk is full).
+        the summary, or None if the run was interrupted; its state is saved then.
 
     Raises:
         InputError: wrong input, or a checkpoint of another model.
         NonFiniteError: a metric became infinite or not a number.
+        SaveError: interrupted, and the state could not be saved.
     """
     say, step, history, watch = processes.say, 0, History(), Stopwatch()
 
@@ -111,7 +112,7 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
         checkpoints.save(step, state, record)
 
     # ---- the steps
-    with processes.Interrupts() as interrupts:
+    with checkpoints, processes.Interrupts() as interrupts:  # whatever happens, a save under way is finished
         if step == 0:
             journal.evaluate(task.evaluators, state, step)
         while step < settings.steps and not interrupts.agreed():
@@ -119,7 +120,6 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
                 batch = next(batches)
             except InputError:
                 save()
-                checkpoints.close()
                 raise
             state, metrics = task.step(state, batch)
             step, position = step + 1, batches.get_state()
@@ -133,15 +133,17 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
         # ---- interrupted: save first
         if step < settings.steps:
             save()
-            checkpoints.close()
+            checkpoints.wait()
             journal.close()
-            kept = f"saved in {checkpoints.folder}" if checkpoints.saved == step else "NOT saved"
-            say(f"stopped by {interrupts.name} after step {step}/{settings.steps}, {kept}; resume with: {command}")
+            stopped = f"stopped by {interrupts.name} after step {step}/{settings.steps}"
+            if checkpoints.saved != step:
+                raise SaveError(f"{stopped}, NOT saved; last whole checkpoint: {checkpoints.saved_name}")
+            say(f"{stopped}, saved in {checkpoints.folder}; resume with: {command}")
             return None
 
     # ---- the end
-    checkpoints.close()
     journal.close()
+    task.export(state)
     summary = {"preset": settings.preset, "steps": step, **watch.used(), "programs_compiled": compile_clock().programs}
     summary |= {"checkpoint_step": checkpoints.saved, "workdir": str(workdir)} | task.summary(history)
     if processes.is_first():
@@ -171,8 +173,10 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> int:
     """Flags -> task -> run -> where everything lies."""
     given = flags.FLAGS
-    if given.config is None:
+    if given["config"].value is None:
         raise InputError("--config=FILE[:preset] is missing, e.g. --config=configs/grpo.py")
+    if not isinstance(given.config, ConfigDict):  # a stand-in for a file that could not be read
+        raise InputError(f"cannot read the config file of --config={given['config'].config_filename}")
     if not given.workdir:
         raise InputError("--workdir=DIR is missing: the folder for checkpoints, event files and the summary")
     config, settings, sizes = given.config, Settings.from_config(given.config), parse_mesh(given.mesh)
@@ -189,11 +193,11 @@ def main(_argv: list[str]) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     processes.say(f"{len(jax.devices())} devices ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}")
-    task = recipe.make_task(config, mesh)
+    task = recipe.make_task(config, mesh, workdir)
     command = shlex.join([sys.executable, "-m", "spatialreward_jax.train", *sys.argv[1:]])
     try:
         summary = run(task, settings, workdir, command=command)
-    except NonFiniteError as error:
+    except (NonFiniteError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     if summary is not None:

@@ -12,6 +12,10 @@ from jax.experimental import multihost_utils
 from spatialreward_jax.errors import InputError
 
 
+class SaveError(RuntimeError):
+    """A run was interrupted and its state could not be saved."""
+
+
 class Restored(NamedTuple):
     """What `Checkpoints.restore` found: the step after which it was saved, train state, and the run's own record."""
 
@@ -50,6 +54,11 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise InputError(f"cannot make {self.folder}: {error.strerror or error}") from error
+
+    @property
+    def saved_name(self) -> str:
+        """`saved` for people: "step 7", or "none"."""
+        return "none" if self.saved is None else f"step {self.saved}"
 
     def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Starts saving `state` (pytree of jax arrays) and `run` (JSON-able) as of after `step`.
@@ -111,6 +120,12 @@ class Checkpoints:
             raise InputError(f"every checkpoint in {self.folder} is damaged: start anew in another --workdir")
         return None
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Waits for the save under way and frees the threads."""
         self.wait()
@@ -119,7 +134,7 @@ class Checkpoints:
     def _failed(self, step, error):
         self._say(
             f"WARNING: the checkpoint of step {step} was not saved ({_first_line(error)}); the run goes on, last whole"
-            f" checkpoint: {'none' if self.saved is None else f'step {self.saved}'}; free space in {self.folder}"
+            f" checkpoint: {self.saved_name}; free space in {self.folder}"
         )
         if jax.process_index() == 0:
             for part in self.folder.glob(f"{step}.*tmp*"):

@@ -8,7 +8,7 @@ from spatialreward_jax.errors import InputError
 RECIPES = {
     "flow_grpo": "spatialreward_jax.recipes.flow_grpo",
 }
-"""name -> module with `make_task(config, mesh) -> Task` (see `spatialreward_jax.recipes.task`)."""
+"""name -> module with `make_task(config, mesh, workdir) -> Task` (see `spatialreward_jax.recipes.task`)."""
 
 
 def load_recipe(name: str) -> ModuleType:

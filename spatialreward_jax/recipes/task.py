@@ -55,5 +55,11 @@ class Task(Protocol):
     def restore_record(self, record: dict[str, Any]) -> None:
         """Takes back what `record` returned, before the first step of a resumed run."""
 
+    def export(self, state: Any) -> None:
+        """Writes the trained model in the layout that users load, into the run's workdir; called once, at the end.
+
+        All processes call it together; only the first one writes.
+        """
+
     def summary(self, history: History) -> dict[str, Any]:
         """The recipe's own keys of `summary.json`; called once, at the end."""

@@ -66,7 +66,7 @@ def to_numbers(metrics: Mapping[str, Any], step: int) -> dict[str, float]:
     bad = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
         raise NonFiniteError(
-            f"step {step}: {', '.join(bad)}; stopped, this step is not saved; a lower lr, another seed or float32 may help"
+            f"step {step}: {', '.join(bad)}; this step is not saved; a lower lr, another seed or float32 may help"
         )
     return numbers
 

@@ -1,0 +1,58 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from spatialreward_jax import processes
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.recipes import RECIPES, load_recipe
+
+
+def test_first_signal_raises_a_flag_and_the_second_acts():
+    said = []
+    with processes.Interrupts(said.append) as interrupts:
+        assert not interrupts.agreed() and interrupts.name == ""
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.agreed() and interrupts.name == "SIGINT" and "saving" in said[0]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_nothing_is_caught_outside_of_the_main_thread():
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with processes.Interrupts():
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", 0, 0), "needs --num_processes"),
+        (("localhost:1", 2, 2), "from 0 to num_processes - 1"),
+        (("", 2, -1), "need --coordinator"),
+        (("", 0, 0), "need --coordinator"),
+    ],
+)
+def test_process_flags_that_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        processes.initialize(*arguments)
+
+
+def test_a_single_machine_needs_nothing(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    processes.initialize()
+
+
+def test_unknown_recipe():
+    assert "flow_grpo" in RECIPES
+    with pytest.raises(InputError, match="task 'nope' is unknown; choose one of .*flow_grpo"):
+        load_recipe("nope")
