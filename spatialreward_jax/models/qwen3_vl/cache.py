@@ -1,12 +1,14 @@
 """Keys and values of the tokens that a decoder has read."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from spatialreward_jax.kernels.attention import attention
 from spatialreward_jax.mesh import BATCH, constrain
-from spatialreward_jax.models.qwen_layers import Attend
+from spatialreward_jax.models.qwen_layers import Attend, DecoderConfig
 
 
 @struct.dataclass
@@ -23,8 +25,8 @@ class KVCache:
     """int32 [B], rotary position of the next token minus `length`; images take fewer positions than slots."""
 
 
-def empty_cache(config, batch: int, slots: int, dtype) -> KVCache:
-    """An unused cache for a decoder of these sizes (`DecoderConfig`)."""
+def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any) -> KVCache:
+    """An unused cache of `slots` slots for each of `batch` rows."""
     shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
     zeros = jnp.zeros((batch,), jnp.int32)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), zeros, zeros)

@@ -116,8 +116,10 @@ def _vision(v, decoder):
         raise InputError(f"vision hidden_size {config.dim} is no multiple of 4 x {config.heads} heads")
     if config.out_dim != decoder.dim:
         raise InputError(f"vision out_hidden_size {config.out_dim} differs from the text hidden_size {decoder.dim}")
-    if len(set(config.taps)) != len(config.taps) or any(not 0 <= t < config.layers for t in config.taps):
-        raise InputError(f"deepstack_visual_indexes {list(config.taps)} are not distinct blocks of {config.layers}")
+    if list(config.taps) != sorted(set(config.taps) & set(range(config.layers))):
+        raise InputError(
+            f"deepstack_visual_indexes {list(config.taps)} are not rising numbers of {config.layers} blocks"
+        )
     if len(config.taps) > decoder.layers:
         raise InputError(
             f"{len(config.taps)} DeepStack features need as many decoder layers, there are {decoder.layers}"

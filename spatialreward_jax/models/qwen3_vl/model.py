@@ -64,15 +64,18 @@ class Qwen3VL(nnx.Module):
         return self.vision(patches.astype(self.dtype), grid)
 
     def inputs(
-        self, tokens: jax.Array, image_index: jax.Array, features: VisionFeatures | None
+        self, tokens: jax.Array, image_index: jax.Array | None, features: VisionFeatures | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Decoder inputs [B, T, D] and what DeepStack adds to the outputs of its first layers [K, B, T, D] or None."""
+        """Decoder inputs [B, T, D] and what DeepStack adds to the outputs of its first layers [K, B, T, D] or None.
+
+        Without features the tokens are all text and `image_index` is not read.
+        """
         x = self.embed(tokens).astype(self.dtype)
         if features is None:
             return constrain(x, BATCH), None
         at, index = (image_index >= 0)[..., None], jnp.maximum(image_index, 0)
         main = features.main.reshape(-1, x.shape[-1]).astype(self.dtype)
-        deep = features.deep.reshape(len(features.deep), -1, x.shape[-1]).astype(self.dtype)
+        deep = features.deep.reshape(len(features.deep), *main.shape).astype(self.dtype)
         x = jnp.where(at, main[index], x)
         return constrain(x, BATCH), constrain(jnp.where(at, deep[:, index], 0), None, BATCH)
 
@@ -106,7 +109,7 @@ class Qwen3VL(nnx.Module):
 
     def extend(self, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Reads T more text tokens [B, T] of each row, one after another -> hidden [B, T, D], cache."""
-        x, _ = self.inputs(tokens, tokens, None)
+        x, _ = self.inputs(tokens, None, None)
         ahead = (cache.length + cache.delta)[:, None] + jnp.arange(tokens.shape[1])
 
         def attend(k, v, layer):

@@ -42,23 +42,34 @@ class Prompt:
     """int32 [B], rotary position of the token after the prompt minus `length`."""
 
 
-def vision_grid(grids: Sequence[Grid], patches: int, *, side: int, merge: int = 2) -> VisionGrid:
-    """Grids of I images, padded to `patches` each; `side` of the position table, corners aligned.
+def vision_grid(
+    grids: Sequence[Grid], patches: int, *, side: int, merge: int = 2, rows: int | None = None
+) -> VisionGrid:
+    """Where the patches of images lie.
+
+    Args:
+      grids: of the images.
+      patches: P, to which every image is padded.
+      side: of the position table; its corners are the images' corners.
+      merge: side of a merged square.
+      rows: I, filled up with empty rows; by default one row per image.
 
     Raises:
-      InputError: an image has more patches than that, or sides that are no multiple of `merge`.
+      InputError: there are more images than I, or one has more than P patches or sides that are no multiple of `merge`.
     """
-    shape = (len(grids), patches)
+    if rows is not None and len(grids) > rows:
+        raise InputError(f"{len(grids)} images are more than the {rows} of their bucket")
+    shape = (rows or len(grids), patches)
     corners, weights = np.zeros((*shape, 4), np.int32), np.zeros((*shape, 4), np.float32)
     coords, valid = np.zeros((*shape, 2), np.int32), np.zeros(shape, bool)
-    for i, (rows, cols) in enumerate(grids):
-        if rows % merge or cols % merge or min(rows, cols) < merge:
-            raise InputError(f"image grid {rows} x {cols}: sides must be multiples of {merge} patches")
-        count = rows * cols
+    for i, (height, width) in enumerate(grids):
+        if height % merge or width % merge or min(height, width) < merge:
+            raise InputError(f"image grid {height} x {width}: sides must be multiples of {merge} patches")
+        count = height * width
         if count > patches:
-            raise InputError(f"image grid {rows} x {cols} has {count} patches, more than the {patches} of its bucket")
-        coords[i, :count], valid[i, :count] = merge_order(rows, cols, merge), True
-        corners[i, :count], weights[i, :count] = _bilinear(coords[i, :count], (rows, cols), side)
+            raise InputError(f"image grid {height} x {width} has {count} patches, more than its bucket of {patches}")
+        coords[i, :count], valid[i, :count] = merge_order(height, width, merge), True
+        corners[i, :count], weights[i, :count] = _bilinear(coords[i, :count], (height, width), side)
     return VisionGrid(corners, weights, coords, valid)
 
 
@@ -82,19 +93,25 @@ def _bilinear(coords, grid, side):
 
 
 def pack_images(
-    images: Sequence[np.ndarray], grids: Sequence[Grid], patches: int, *, side: int, merge: int = 2
+    images: Sequence[np.ndarray],
+    grids: Sequence[Grid],
+    patches: int,
+    *,
+    side: int,
+    merge: int = 2,
+    rows: int | None = None,
 ) -> tuple[np.ndarray, VisionGrid]:
-    """Flattened images, each [rows * cols, C] -> (patches [I, P, C] in their dtype, grid), padded to `patches` = P.
+    """Flattened images, each [height * width, C] -> (patches [I, P, C] in their dtype, grid); see `vision_grid`.
 
     Raises:
       InputError: an image does not have the patches of its grid, or does not fit.
     """
-    grid = vision_grid(grids, patches, side=side, merge=merge)
-    packed = np.zeros((len(images), patches, images[0].shape[-1]), images[0].dtype)
-    for row, image, (rows, cols) in zip(packed, images, grids, strict=True):
-        if len(image) != rows * cols:
-            raise InputError(f"image has {len(image)} patches, its grid {rows} x {cols} wants {rows * cols}")
-        row[: len(image)] = image
+    grid = vision_grid(grids, patches, side=side, merge=merge, rows=rows)
+    packed = np.zeros((*grid.valid.shape, images[0].shape[-1]), images[0].dtype)
+    for i, (image, (height, width)) in enumerate(zip(images, grids, strict=True)):
+        if len(image) != height * width:
+            raise InputError(f"image has {len(image)} patches, its grid {height} x {width} wants {height * width}")
+        packed[i, : len(image)] = image
     return packed, grid
 
 
