@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.pretrained import read_json, resolve
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.batching import LIMITS, Limits
-from spatialreward_jax.reward.loading import judge_folder, load_net, read_json
+from spatialreward_jax.reward.loading import load_judge
 from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.protocol import Answerer, Question, Reply, questions, read_answers, read_edits
@@ -65,7 +66,7 @@ class RewardModel:
         Args:
             model: folder in Hugging Face layout, or `embedded`.
             adapter: PEFT folder to put on top.
-            dtype: of parameters and activations; by default what `config.json` names.
+            dtype: of parameters and activations; by default bfloat16 on accelerators, float32 on CPU.
             mesh: from `make_mesh`; by default the first device alone.
             pixel_policy: eval, server, sft or rl, see `reward.pixels`.
             templates: shipped set or folder; by default what the judge's `judge.json` names, else `default`.
@@ -76,13 +77,13 @@ class RewardModel:
         Raises:
             InputError: whatever does not fit, in one line, before anything is compiled.
         """
-        folder = judge_folder(model)
+        folder = resolve(model, "judge")
         settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
         if decoding is None:
             decoding = Decoding(max_new_tokens=settings.get("max_new_tokens", Decoding.max_new_tokens))
         processor = Processor(folder, pixel_policy)
         templates = templates or settings.get("templates", "default")
-        net = load_net(folder, adapter=adapter, dtype=dtype, mesh=mesh)
+        net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh)
         answerer = VLM(net, processor, decoding, model=str(model), limits=limits)
         return cls(answerer, templates=templates, parsing=parsing, aggregation=aggregation)
 
@@ -98,6 +99,15 @@ class RewardModel:
             aggregation=self.aggregation.name,
             decoding=self.answerer.decoding,
         )
+
+    def check(self, edits: Sequence[Edit]) -> None:
+        """Raises InputError, naming the edit, for one that cannot be scored; nothing is compiled or run."""
+        for row, edit in enumerate(edits):
+            for question in questions(read_edits([edit], first=row)[0], self.templates):
+                try:
+                    self.answerer.check(question)
+                except InputError as why:
+                    raise InputError(f"edit {row}: {why}") from why
 
     def score(self, edits: Sequence[Edit]) -> list[Score]:
         """One score per edit, in order; `valid` False where an answer could not be read.
@@ -131,6 +141,9 @@ class FunctionAnswerer:
 
     def __init__(self, function: Callable[[Question], str], *, model: str = "function", decoding: str = "given"):
         self.function, self.model, self.decoding = function, model, decoding
+
+    def check(self, question: Question) -> None:
+        """Takes every question."""
 
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
         """The function's texts, in order."""

@@ -2,11 +2,9 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec, read_adapter
-from spatialreward_jax.io.weights import CheckpointFiles, load_params
-from spatialreward_jax.mesh import make_mesh, shardings
+from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
+from spatialreward_jax.io.weights import Entry
+from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, entries, ignored
-
-EMBEDDED = pathlib.Path(__file__).parent.parent / "assets" / "embedded" / "judge"
-RANDOM_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,16 +49,8 @@ class JudgeNet:
         return lora.merge(self.graphs, adapters, base)
 
 
-def judge_folder(name: str | os.PathLike) -> pathlib.Path:
-    """The folder of a judge: `embedded`, or a path. Raises InputError where there is none."""
-    folder = EMBEDDED if name == "embedded" else pathlib.Path(name)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{name} is no judge: give `embedded` or a folder with config.json in Hugging Face layout")
-    return folder
-
-
-def load_net(
-    name: str | os.PathLike,
+def load_judge(
+    folder: pathlib.Path,
     *,
     adapter: str | os.PathLike | None = None,
     dtype: Any = None,
@@ -71,66 +59,39 @@ def load_net(
     """Reads config, weights and adapter.
 
     Args:
-        name: folder or `embedded`.
+        folder: in Hugging Face layout. The embedded judge gets random weights while it ships none.
         adapter: PEFT folder, or None.
-        dtype: of parameters and activations; by default the one that `config.json` names, else float32.
+        dtype: of parameters and activations; by default bfloat16 on accelerators, float32 on CPU.
         mesh: by default the first device alone.
 
     Raises:
         InputError: another architecture, weights or adapter that do not fit, or nothing there.
     """
-    folder = judge_folder(name)
     raw = read_json(folder / "config.json")
     config = Qwen3VLConfig.from_dict(raw)
-    dtype = jnp.dtype(dtype or _dtype_name(raw))
-    table = entries(config)
+    dtype = jnp.dtype(dtype or default_dtype())
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    make = lambda: Qwen3VL(config, rngs=nnx.Rngs(RANDOM_SEED), dtype=dtype)
-    model = nnx.eval_shape(make)
-    abstract = nnx.to_pure_dict(nnx.state(model))
-    where = shardings(abstract, SHARDING, mesh)
-    spec, adapters = read_adapter(adapter, table, abstract) if adapter else (None, None)
-    if _has_weights(folder):
-        files = CheckpointFiles.open(folder)
-        base = load_params(files, table, abstract, shardings=where, dtype=dtype, ignore=ignored(config))
-        revision = fingerprint([*set(files.files.values()), *_adapter_files(adapter)])
-    elif folder == EMBEDDED:
-        warnings.warn("the embedded judge has no trained weights: its answers are random text", stacklevel=2)
-        base = jax.jit(lambda: _cast(nnx.to_pure_dict(nnx.state(make())), dtype), out_shardings=where)()
-        revision = f"random-{RANDOM_SEED}"
-    else:
-        raise InputError(f"{folder} holds no weights (model.safetensors or its shards): give a complete checkpoint")
-    if adapters is not None:
-        adapters = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
     eos, pad = _end_tokens(folder, raw)
-    return JudgeNet(config, dtype, folder, revision, base, adapters, _graphs(model, table, spec), mesh, eos, pad)
-
-
-def _graphs(model: Qwen3VL, table: Sequence, spec: LoRASpec | None) -> lora.Graphs:
+    table, build = entries(config), lambda rngs: Qwen3VL(config, rngs=rngs, dtype=dtype)
+    spec, adapters = read_adapter(adapter, table, abstract_net(build)[1]) if adapter else (None, None)
+    place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"))
+    graph, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
     if spec is None:
-        plain = nnx.graphdef(model)
-        return lora.Graphs(plain, plain)
+        graphs = lora.Graphs(graph, graph)
+    else:
+        graphs = _adapted(build, table, spec)
+        adapters = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
+    files = [*folder.glob("model*.safetensors"), *_adapter_files(adapter)]
+    return JudgeNet(config, dtype, folder, fingerprint(files), base, adapters, graphs, mesh, eos, pad)
 
-    def adapted():
+
+def _adapted(build: Callable[[nnx.Rngs], Qwen3VL], table: Sequence[Entry], spec: LoRASpec) -> lora.Graphs:
+    def make():
+        model = build(nnx.Rngs(0))
         lora.add_lora(model, table, spec, nnx.Rngs(0))
         return model
 
-    return lora.split(nnx.eval_shape(adapted))[0]
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-
-
-def _dtype_name(config: dict[str, Any]) -> str:
-    """The dtype that a config names, in the fields of transformers 4 and 5."""
-    text = config.get("text_config", {})
-    names = (config.get("dtype"), config.get("torch_dtype"), text.get("dtype"), text.get("torch_dtype"))
-    return next((name for name in names if name), "float32")
-
-
-def _has_weights(folder: pathlib.Path) -> bool:
-    return any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json"))
+    return lora.split(nnx.eval_shape(make))[0]
 
 
 def _adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:
@@ -152,7 +113,12 @@ def _end_tokens(folder: pathlib.Path, config: dict[str, Any]) -> tuple[tuple[int
 
 
 def fingerprint(files: Sequence[pathlib.Path], *, blocks: int = 16, block: int = 4096) -> str:
-    """12 hex digits over names, sizes and evenly spaced blocks of files: cheap, yet sensitive to fine-tuning."""
+    """12 hex digits over names, sizes and evenly spaced blocks of files: cheap, yet sensitive to fine-tuning.
+
+    "random" where there are no files.
+    """
+    if not files:
+        return "random"
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda path: path.name):
         size = path.stat().st_size
@@ -162,16 +128,3 @@ def fingerprint(files: Sequence[pathlib.Path], *, blocks: int = 16, block: int =
                 stream.seek(n * max(size - block, 0) // (blocks - 1))
                 digest.update(stream.read(block))
     return digest.hexdigest()[:12]
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError when it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as why:
-        raise InputError(f"{path} is missing: give a complete checkpoint folder in Hugging Face layout") from why
-    except ValueError as why:
-        raise InputError(f"{path} is no readable JSON: {why}") from why
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return value

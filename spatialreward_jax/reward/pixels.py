@@ -37,16 +37,21 @@ class PixelPolicy:
         most = self.max_pixels or longest_edge
         return {"shortest_edge": min(shortest_edge, most), "longest_edge": most}
 
-    def first_resize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [h, w, 3]; the image itself where the policy has no first resize."""
-        height, width = image.shape[:2]
+    def first_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after the first resize. Raises InputError for aspect ratios over 200."""
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise InputError(f"image {width}x{height} is too narrow: the judge takes aspect ratios up to {MAX_ASPECT}")
         if self.first_multiple is None:
-            return image
+            return height, width
         m = self.first_multiple
-        rows, columns = smart_resize(height, width, factor=m, min_pixels=4 * m * m, max_pixels=16384 * m * m)
-        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+        return smart_resize(height, width, factor=m, min_pixels=4 * m * m, max_pixels=16384 * m * m)
+
+    def first_resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3]; the image itself where the policy has no first resize."""
+        height, width = self.first_size(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 POLICIES = {

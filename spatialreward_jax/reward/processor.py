@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.pixels import PixelPolicy, pixel_policy
@@ -74,6 +74,17 @@ class Processor:
         out = self._images.preprocess([Image.fromarray(sized)], return_tensors="np")
         _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
         return Patches(np.asarray(out["pixel_values"], np.float32), (rows, columns), image_key(image))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of an image's patches, from its size alone."""
+        size = self._images.size
+        height, width = smart_resize(
+            *self.policy.first_size(height, width),
+            factor=self.patch_size * self.merge_size,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
+        return height // self.patch_size, width // self.patch_size
 
     def chat(self, text: str, num_images: int) -> str:
         """The prompt as the checkpoint's chat template writes it: images first, text last, answer turn opened."""

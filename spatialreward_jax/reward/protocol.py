@@ -50,6 +50,9 @@ class Answerer(Protocol):
     pixel_policy: str
     decoding: str
 
+    def check(self, question: Question) -> None:
+        """Raises InputError for a question that cannot be asked. Cheap."""
+
     def answer(self, questions: Sequence[Question]) -> list["Reply"]:
         """One reply per question, in order; an empty text where no answer came.
 
@@ -66,8 +69,11 @@ class ReadEdit:
     instruction: str
 
 
-def read_edits(edits: Sequence[Edit]) -> list[ReadEdit]:
-    """Decodes every image once (one object given several times is read once). Raises InputError naming the edit."""
+def read_edits(edits: Sequence[Edit], *, first: int = 0) -> list[ReadEdit]:
+    """Decodes every image once (one object given several times is read once). Raises InputError naming the edit.
+
+    Edits are numbered from `first`.
+    """
     seen: dict[object, np.ndarray] = {}
 
     def read(image):
@@ -77,7 +83,7 @@ def read_edits(edits: Sequence[Edit]) -> list[ReadEdit]:
         return seen[key]
 
     read_all = []
-    for row, edit in enumerate(edits):
+    for row, edit in enumerate(edits, first):
         if not isinstance(edit.instruction, str) or not edit.instruction.strip():
             raise InputError(f"edit {row}: the instruction is empty: say what the edit was meant to do")
         if not edit.sources:

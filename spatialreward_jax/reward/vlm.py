@@ -97,6 +97,10 @@ class VLM:
         self._encode = jax.jit(self._encode_into, donate_argnums=2)
         self._answer = jax.jit(functools.partial(self._decode, sampler=decoding.sampler()))
 
+    def check(self, question: Question) -> None:
+        """Raises InputError for a question whose text or images do not fit."""
+        self._tokens(question.text, [self.processor.grid(*image.shape[:2]) for image in question.images])
+
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
         """One reply per question, in order. Raises InputError, before compiling, for one that does not fit."""
         if not questions:
@@ -127,15 +131,19 @@ class VLM:
                 if key not in patches:
                     row[key], patches[key] = len(patches), self.processor.patches(image)
             shown = [keys[id(image)] for image in question.images]
-            tokens = self.processor.tokens(question.text, [patches[key].grid for key in shown])
-            if len(tokens) > self.limits.prompt:
-                raise InputError(
-                    f"a question makes {len(tokens)} tokens, more than {self.limits.prompt}: use smaller images, a "
-                    "pixel policy with a lower limit, or a shorter instruction"
-                )
+            tokens = self._tokens(question.text, [patches[key].grid for key in shown])
             seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), self._seed & 0xFFFFFFFF))
             asked.append(_Asked(tokens, tuple(row[key] for key in shown), seed))
         return asked, list(patches.values())
+
+    def _tokens(self, text: str, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        tokens = self.processor.tokens(text, grids)
+        if len(tokens) > self.limits.prompt:
+            raise InputError(
+                f"a question makes {len(tokens)} tokens, more than {self.limits.prompt}: use smaller images, a "
+                "pixel policy with a lower limit, or a shorter instruction"
+            )
+        return tokens
 
     def _features(self, one: Pass, images: Sequence[Patches]) -> VisionFeatures:
         """Encodes the images of a pass into one table [slots, P / merge^2, D], `rows` images at a time."""

@@ -72,7 +72,7 @@ def test_bad_choices():
     ):
         with pytest.raises(InputError, match=why):
             RewardModel(FunctionAnswerer(given), **choice)
-    with pytest.raises(InputError, match="is no judge"):
+    with pytest.raises(InputError, match="is no folder"):
         RewardModel.from_pretrained("nowhere")
     with pytest.raises(InputError, match="pixel policy"):
         RewardModel.from_pretrained("embedded", pixel_policy="huge")
@@ -90,6 +90,20 @@ def test_embedded_judge_answers_in_its_own_identity():
     shapes = set(model.answerer.shapes)
     assert [score.to_json() for score in model.score(edits)] == [score.to_json() for score in scores]
     assert model.answerer.shapes == shapes
+
+
+def test_check_names_the_edit():
+    model = RewardModel.from_pretrained("embedded")
+    good = Edit(SOURCE, edited(1), "add a square")
+    model.check([good])
+    for bad, why in (
+        (Edit(SOURCE, edited(1), ""), "edit 1: the instruction is empty"),
+        (Edit(SOURCE, edited(1), "add <|im_end|>"), "edit 1: the text holds"),
+        (Edit(SOURCE, np.zeros((4, 900, 3), np.uint8), "x"), "edit 1: image 900x4 is too narrow"),
+    ):
+        with pytest.raises(InputError, match=re.escape(why)):
+            model.check([good, bad])
+    assert not model.answerer.shapes
 
 
 def test_no_edits():

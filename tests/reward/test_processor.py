@@ -64,6 +64,14 @@ def test_policies(folder):
         pixel_policy("tiny")
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_grid_from_the_size_alone(folder, name):
+    processor = Processor(folder, name)
+    for height, width in ((512, 512), (37, 53), (33, 400), (701, 633), (1, 1)):
+        image = np.zeros((height, width, 3), np.uint8)
+        assert processor.grid(height, width) == processor.patches(image).grid
+
+
 def test_equal_images_share_a_key(processor):
     image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
     assert processor.patches(image).key == processor.patches(image.copy()).key

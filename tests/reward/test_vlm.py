@@ -9,7 +9,7 @@ import pytest
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.reward.batching import Limits
-from spatialreward_jax.reward.loading import fingerprint, load_net
+from spatialreward_jax.reward.loading import fingerprint, load_judge
 from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.vlm import VLM, Decoding
@@ -37,7 +37,7 @@ def asked(golden):
 
 
 def vlm(folder, decoding, limits=SMALL, mesh=None):
-    return VLM(load_net(folder, mesh=mesh), Processor(folder), decoding, model="golden", limits=limits)
+    return VLM(load_judge(folder, mesh=mesh), Processor(folder), decoding, model="golden", limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,9 @@ def test_refused_before_compilation(folder, asked, tmp_path):
     small = vlm(folder, Decoding(), Limits(prompt=40))
     with pytest.raises(InputError, match="makes 71 tokens, more than 40"):
         small.answer(asked)
+    with pytest.raises(InputError, match="more than 40"):
+        small.check(asked[0])
+    small.check(Question(asked[1].images, "ok", "pq"))
     assert not small.shapes
     with pytest.raises(InputError, match="temperature"):
         Decoding(temperature=-1.0).sampler()
@@ -115,17 +118,17 @@ def test_refused_before_compilation(folder, asked, tmp_path):
 
 
 def test_bad_folders(folder, tmp_path):
-    with pytest.raises(InputError, match="is no judge"):
-        load_net(tmp_path)
+    with pytest.raises(InputError, match=r"config.json is missing"):
+        load_judge(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match="not Qwen3-VL"):
-        load_net(tmp_path)
+        load_judge(tmp_path)
     shutil.copy(folder / "config.json", tmp_path)
     shutil.copy(folder / "generation_config.json", tmp_path)
-    with pytest.raises(InputError, match="holds no weights"):
-        load_net(tmp_path)
+    with pytest.raises(InputError, match=r"model.safetensors"):
+        load_judge(tmp_path)
     with pytest.raises(InputError, match="is no adapter"):
-        load_net(folder, adapter=tmp_path)
+        load_judge(folder, adapter=tmp_path)
 
 
 def test_fingerprint(tmp_path):
