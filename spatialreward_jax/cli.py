@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from spatialreward_jax.errors import InputError
 
@@ -16,6 +16,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """
 
     def guarded(rest):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.FATAL)  # orbax logs pages; what fails is said in one line
         if len(rest) > 1:
             fail(f"unexpected argument {rest[1]!r}; flags look like --name=value, see --help")
         try:

@@ -107,7 +107,8 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     position = batches.get_state()
 
     def save():
-        journal.flush()  # raises before a state whose metrics are not finite is saved
+        """Never a state whose metrics are not finite: reading them raises first."""
+        journal.flush()
         record = {"data": position, "task": task.record(), "history": dataclasses.asdict(history), "used": watch.used()}
         checkpoints.save(step, state, record)
 
@@ -146,8 +147,11 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     task.export(state)
     summary = {"preset": settings.preset, "steps": step, **watch.used(), "programs_compiled": compile_clock().programs}
     summary |= {"checkpoint_step": checkpoints.saved, "workdir": str(workdir)} | task.summary(history)
-    if processes.is_first():
-        write_json(workdir / "summary.json", summary)
+    try:
+        if processes.is_first():
+            write_json(workdir / "summary.json", summary)
+    except OSError as error:
+        say(f"WARNING: {workdir / 'summary.json'} was not written ({error.strerror}): {summary}")
     return summary
 
 
@@ -204,7 +208,8 @@ def main(_argv: list[str]) -> int:
         compiling = f"{duration(summary['seconds_compile'])} of it compiling"
         processes.say(f"done: {summary['steps']} steps in {duration(summary['seconds'])}, {compiling}")
         processes.say(f"  summary      {workdir / 'summary.json'}")
-        processes.say(f"  checkpoints  {workdir / 'checkpoints'}")
+        newest = "none" if summary["checkpoint_step"] is None else f"step {summary['checkpoint_step']}"
+        processes.say(f"  checkpoints  {workdir / 'checkpoints'} (newest whole: {newest})")
         processes.say(f"  curves       tensorboard --logdir={workdir / 'tensorboard'}")
     return 0
 

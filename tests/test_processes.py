@@ -54,5 +54,5 @@ def test_a_single_machine_needs_nothing(monkeypatch):
 
 def test_unknown_recipe():
     assert "flow_grpo" in RECIPES
-    with pytest.raises(InputError, match="task 'nope' is unknown; choose one of .*flow_grpo"):
+    with pytest.raises(InputError, match=r"task 'nope' is unknown; choose one of .*flow_grpo"):
         load_recipe("nope")
