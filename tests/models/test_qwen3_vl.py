@@ -138,6 +138,7 @@ def test_positions_match_reference(config, images, arrays, name):
     np.testing.assert_array_equal(prompt.delta, arrays[f"{name}_rope_deltas"][:, 0])
 
 
+@pytest.mark.slow
 def test_gradients_match_reference(config, loaded, images, arrays):
     graph, params = loaded
     rows = np.concatenate([arrays["single_input_ids"][0], arrays["single_generated"][0]])
@@ -305,6 +306,7 @@ def test_decoding_on_a_mesh(loaded, batch, arrays):
     np.testing.assert_array_equal(answer.tokens, arrays["batch_generated"])
 
 
+@pytest.mark.slow
 def test_lora_starts_at_the_base_and_learns(config, loaded, single, outputs):
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "linear_fc1")
     spec = LoRASpec(rank=2, alpha=4, targets=targets)
