@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,11 @@ class Case:
         """Names of all arrays in the file."""
         return list(self._arrays)
 
+    def numbered(self, stem: str) -> list[str]:
+        """The names `<stem>0`, `<stem>1`, ... that are there, in the order of their numbers."""
+        found = [n for n in self._arrays if re.fullmatch(re.escape(stem) + r"\d+", n)]
+        return sorted(found, key=lambda name: int(name.removeprefix(stem)))
+
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
@@ -74,7 +80,7 @@ class Case:
         patterns = [p for p in self._tolerances if p != "*" and fnmatch.fnmatchcase(name, p)]
         return self._tolerances[patterns[0] if patterns else "*"]
 
-    def compare(self, name: str, ours: Any, mask: Any = None, note: str = "") -> None:
+    def compare(self, name: str, ours: Any, mask: Any = None, tolerance: float | None = None) -> None:
         """Adds the row of one result.
 
         Floats may differ by tolerance * max(1, largest stored value); integers, booleans and strings not at all.
@@ -83,7 +89,7 @@ class Case:
           name: of the stored array.
           ours: our result.
           mask: bool, broadcast against it from the left: where the comparison counts. By default everywhere.
-          note: a remark for the table.
+          tolerance: in place of the file's own for this array.
         """
         if name not in self._arrays:
             self.fail(name, "the file lacks this result")
@@ -95,11 +101,12 @@ class Case:
         if mask is not None:
             theirs, ours = theirs[np.asarray(mask)], ours[np.asarray(mask)]
         if theirs.dtype.kind == "f":
-            allowed = float(self.tolerance(name)) * max(1.0, float(np.abs(theirs).max(initial=0.0)))
+            tolerance = self.tolerance(name) if tolerance is None else tolerance
+            allowed = float(tolerance) * max(1.0, float(np.abs(theirs).max(initial=0.0)))
             error = float(np.abs(theirs.astype(np.float64) - ours.astype(np.float64)).max(initial=0.0))
         else:
             allowed, error = 0.0, _discrete_error(theirs, ours)
-        self.add(name, error, allowed, note)
+        self.add(name, error, allowed)
 
     def add(self, name: str, error: float, allowed: float, note: str = "") -> None:
         """Adds a row whose error was measured elsewhere; NaN fails."""

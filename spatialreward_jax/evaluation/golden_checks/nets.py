@@ -3,15 +3,21 @@
 import functools
 import json
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec, read_adapter
-from spatialreward_jax.io.weights import CheckpointFiles, load_params
-from spatialreward_jax.models import autoencoder_kl, lora, omnigen2
+from spatialreward_jax.io.pretrained import Placement, load_net
+from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.models import autoencoder_kl as kl
+from spatialreward_jax.models import lora, omnigen2, qwen2_5_text
+from spatialreward_jax.reward.loading import JudgeNet
+from spatialreward_jax.reward.loading import load_net as load_judge
 
 
 class Net(NamedTuple):
@@ -59,25 +65,47 @@ class Goldens:
         """A parsed JSON file of the folder."""
         return json.loads(self.folder.joinpath(*parts).read_text())
 
+    def _load(self, build: Callable, parts: Sequence[str], stem: str, table: Callable, config: Any, **options) -> Net:
+        place = Placement(make_mesh(devices=jax.devices()[:1]), jnp.dtype("float32"))
+        rules = options.pop("rules")
+        return Net(config, *load_net(build, self.folder.joinpath(*parts), stem, table, rules, place, **options))
+
     @functools.cached_property
     def autoencoder(self) -> Net:
         """The autoencoder of `omnigen2/vae`."""
-        config = autoencoder_kl.AutoencoderConfig.from_dict(self.read_json("omnigen2", "vae", "config.json"))
-        make = lambda: autoencoder_kl.AutoencoderKL(config, rngs=nnx.Rngs(0))
-        return load_net(self.folder / "omnigen2" / "vae", config, make, autoencoder_kl.entries(config))
+        config = kl.AutoencoderConfig.from_dict(self.read_json("omnigen2", "vae", "config.json"))
+        build = lambda rngs: kl.AutoencoderKL(config, rngs=rngs)
+        table = lambda names: kl.entries(config)
+        return self._load(build, ("omnigen2", "vae"), kl.STEM, table, config, rules=kl.SHARDING)
 
     @functools.cached_property
     def transformer(self) -> Net:
         """The editor's transformer of `omnigen2/transformer`."""
         config = omnigen2.OmniGen2Config.from_dict(self.read_json("omnigen2", "transformer", "config.json"))
-        make = lambda: omnigen2.OmniGen2Transformer(config, rngs=nnx.Rngs(0))
-        return load_net(self.folder / "omnigen2" / "transformer", config, make, omnigen2.ENTRIES)
+        build = lambda rngs: omnigen2.OmniGen2Transformer(config, rngs=rngs)
+        table = lambda names: omnigen2.ENTRIES
+        where = ("omnigen2", "transformer")
+        return self._load(build, where, omnigen2.STEM, table, config, rules=omnigen2.SHARDING)
+
+    @functools.cached_property
+    def text_tower(self) -> Net:
+        """The editor's text tower of `omnigen2/mllm`."""
+        config = qwen2_5_text.Qwen2_5TextConfig.from_dict(self.read_json("omnigen2", "mllm", "config.json"))
+        build = lambda rngs: qwen2_5_text.Qwen2_5Text(config, rngs=rngs)
+        table = lambda names: qwen2_5_text.entries(config, names)
+        rules, ignore = qwen2_5_text.SHARDING, qwen2_5_text.IGNORED
+        return self._load(build, ("omnigen2", "mllm"), "model", table, config, rules=rules, ignore=ignore)
+
+    @functools.cached_property
+    def judge(self) -> JudgeNet:
+        """The judge of `spatialreward`."""
+        return load_judge(self.folder / "spatialreward", dtype="float32")
 
     @functools.cached_property
     def adapted_transformer(self) -> AdaptedNet:
         """The editor's transformer with the adapter of the LoRA folder."""
         config, _, base = self.transformer
-        folder = self.settings.get("grpo", {}).get("lora", {}).get("dir", "lora")
+        folder = self.settings["grpo"]["lora"]["dir"]
         spec, adapters = read_adapter(self.folder / folder, omnigen2.ENTRIES, base)
 
         def make():
@@ -86,22 +114,14 @@ class Goldens:
             return model
 
         graphs, _, _ = lora.split(nnx.eval_shape(make))
-        return AdaptedNet(graphs, spec, jax.tree.map(jax.numpy.asarray, adapters), base)
+        return AdaptedNet(graphs, spec, jax.tree.map(jnp.asarray, adapters), base)
 
 
-def load_net(folder: pathlib.Path, config: Any, make: Any, entries: Any, *, stem: str = "", ignore: Any = ()) -> Net:
-    """Builds a net abstractly with `make` and loads the checkpoint of a folder into it, in float32."""
-    graph, state = nnx.split(nnx.eval_shape(make))
-    files = CheckpointFiles.open(folder, stem or omnigen2.STEM)
-    params = load_params(files, entries, nnx.to_pure_dict(state), dtype=jax.numpy.float32, ignore=ignore)
-    return Net(config, graph, params)
-
-
-def channels_last(image: Any) -> Any:
+def channels_last(image: Any) -> jax.Array:
     """[..., C, H, W] -> [..., H, W, C]."""
-    return jax.numpy.moveaxis(jax.numpy.asarray(image), -3, -1)
+    return jnp.moveaxis(jnp.asarray(image), -3, -1)
 
 
-def channels_first(image: Any) -> Any:
+def channels_first(image: Any) -> jax.Array:
     """[..., H, W, C] -> [..., C, H, W]."""
-    return jax.numpy.moveaxis(jax.numpy.asarray(image), -1, -3)
+    return jnp.moveaxis(jnp.asarray(image), -1, -3)

@@ -8,13 +8,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from spatialreward_jax.evaluation.golden_checks import autoencoder, transformer
+from spatialreward_jax.evaluation.golden_checks import (
+    autoencoder,
+    grpo,
+    image_processing,
+    rewards,
+    sampler,
+    text_encoder,
+    transformer,
+)
 from spatialreward_jax.evaluation.golden_checks.case import FAILED, Case, Row
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens
 
 CHECKS: dict[str, Callable[[Case, Goldens], None]] = {
     "vae.npz": autoencoder.check,
+    "text_encoder.npz": text_encoder.check,
     "omnigen2_transformer.npz": transformer.check,
+    "sampler.npz": sampler.check,
+    "image_processing.npz": image_processing.check,
+    "reward.json": rewards.check,
+    "grpo.npz": grpo.check,
 }
 
 NOT_GOLDENS = ("goldens.json", "MANIFEST.md")
