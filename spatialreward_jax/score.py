@@ -17,11 +17,13 @@ relative to the file. One edit gives one indented JSON object, --jsonl one objec
                                                             aggregation, decoding: what two scores must share to compare
 """
 
+import contextlib
+import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from absl import flags
 
@@ -33,25 +35,27 @@ from spatialreward_jax.reward.aggregate import KINDS
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.pixels import POLICIES
+from spatialreward_jax.reward.protocol import read_edits
 from spatialreward_jax.reward.types import Edit, Score
 from spatialreward_jax.reward.vlm import Decoding
 
-_MODEL = flags.DEFINE_string("model", "embedded", "The judge: a folder in Hugging Face layout, or embedded.")
-_ADAPTER = flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
-_SOURCE = flags.DEFINE_multi_string("source", [], "Image before the edit; repeat the flag for several.")
-_EDITED = flags.DEFINE_string("edited", "", "Image after the edit.")
-_INSTRUCTION = flags.DEFINE_string("instruction", "", "What the edit was asked to do.")
-_JSONL = flags.DEFINE_string("jsonl", "", "File with one edit a line, instead of the three flags above.")
-_OUT = flags.DEFINE_string("out", "", "File for the JSON; by default it is printed.")
-_OVERLAY = flags.DEFINE_string(
-    "overlay", "", "PNG of source | edited with boxes; with --jsonl one a row: NAME-0000.png."
-)
-_TEMPLATES = flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
-_PIXELS = flags.DEFINE_enum("pixel_policy", "eval", list(POLICIES), "How large images reach the judge.")
-_PARSING = flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
-_AGGREGATION = flags.DEFINE_enum("aggregation", "weighted", KINDS, "How sub-scores become one score.")
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 0, "Longest answer; 0: what the judge's folder says.", lower_bound=0)
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Edits of --jsonl that are scored at a time.", lower_bound=1)
+
+def define_flags() -> None:
+    """The program's flags; not at import, so that programs can import each other."""
+    flags.DEFINE_string("model", "embedded", "The judge: a folder in Hugging Face layout, or embedded.")
+    flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
+    flags.DEFINE_multi_string("source", [], "Image before the edit; repeat the flag for several.")
+    flags.DEFINE_string("edited", "", "Image after the edit.")
+    flags.DEFINE_string("instruction", "", "What the edit was asked to do.")
+    flags.DEFINE_string("jsonl", "", "File with one edit a line, instead of the three flags above.")
+    flags.DEFINE_string("out", "", "File for the JSON; by default it is printed.")
+    flags.DEFINE_string("overlay", "", "PNG of source | edited with boxes; with --jsonl one a row: NAME-0000.png.")
+    flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
+    flags.DEFINE_enum("pixel_policy", "eval", list(POLICIES), "How large images reach the judge.")
+    flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
+    flags.DEFINE_enum("aggregation", "weighted", KINDS, "How sub-scores become one score.")
+    flags.DEFINE_integer("max_new_tokens", 0, "Longest answer; 0: what the judge's folder says.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 32, "Edits of --jsonl that are scored at a time.", lower_bound=1)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -81,57 +85,56 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
-def score_rows(model: RewardModel, rows: Sequence[dict[str, Any]], batch: int) -> Iterator[tuple[int, dict, Score]]:
-    """(number, row, score) in order; every row is checked before the first one is scored."""
+def to_edits(rows: Sequence[dict[str, Any]]) -> list[Edit]:
+    """Rows -> edits, every image decoded once as a check. Raises InputError naming the row."""
     edits = [Edit(tuple(row["source"]), row["edited"], row["instruction"]) for row in rows]
+    for number, edit in enumerate(edits):
+        read_edits([edit], first=number)
+    return edits
+
+
+def scores(model: RewardModel, edits: Sequence[Edit], batch: int) -> Iterator[Score]:
+    """Scores in order, `batch` edits at a time; every edit is checked before the first one is scored."""
     model.check(edits)
     for start in range(0, len(edits), batch):
-        for number, score in enumerate(model.score(edits[start : start + batch]), start):
-            yield number, rows[number], score
+        yield from model.score(edits[start : start + batch])
 
 
-def main(_: Sequence[str]) -> None:
+def main(_argv: Sequence[str]) -> None:
     """Command line, see the module."""
-    single = (_SOURCE.value, _EDITED.value, _INSTRUCTION.value)
-    if bool(_JSONL.value) == any(single):
+    given = flags.FLAGS
+    one = {"source": given.source, "edited": given.edited, "instruction": given.instruction}
+    if bool(given.jsonl) == any(one.values()):
         raise InputError("give either --source, --edited and --instruction, or --jsonl")
-    if not _JSONL.value and not all(single):
+    if not given.jsonl and not all(one.values()):
         raise InputError("--source, --edited and --instruction must all be given")
-    one = {"source": _SOURCE.value, "edited": _EDITED.value, "instruction": _INSTRUCTION.value}
-    rows = read_rows(_JSONL.value) if _JSONL.value else [one]
-    model = RewardModel.from_pretrained(
-        _MODEL.value,
-        adapter=_ADAPTER.value or None,
-        pixel_policy=_PIXELS.value,
-        templates=_TEMPLATES.value or None,
-        parsing=_PARSING.value,
-        aggregation=_AGGREGATION.value,
-        decoding=Decoding(max_new_tokens=_TOKENS.value) if _TOKENS.value else None,
-    )
-    for name in (_OUT.value, _OVERLAY.value):
+    for name in (given.out, given.overlay):
         if name and not pathlib.Path(name).absolute().parent.is_dir():
             raise InputError(f"{name}: its folder does not exist")
-    results = score_rows(model, rows, _BATCH.value)
-    if not _OUT.value:
-        _write(results, sys.stdout)
-        return
+    rows = read_rows(given.jsonl) if given.jsonl else [one]
+    edits = to_edits(rows)
+    model = RewardModel.from_pretrained(
+        given.model,
+        adapter=given.adapter or None,
+        pixel_policy=given.pixel_policy,
+        templates=given.templates or None,
+        parsing=given.parsing,
+        aggregation=given.aggregation,
+        decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
+    )
+    results = scores(model, edits, given.batch_size)
     first = next(results)  # whatever is wrong shows before an older file is overwritten
-    with open(_OUT.value, "w", encoding="utf-8") as stream:
-        _write([first], stream)
-        _write(results, stream)
-
-
-def _write(results: Iterator[tuple[int, dict, Score]] | list[tuple[int, dict, Score]], stream: TextIO) -> None:
-    several = bool(_JSONL.value)
-    for number, row, score in results:
-        record = {"row": number, **row, **score.to_json()}
-        print(json.dumps(record, indent=None if several else 2), file=stream, flush=True)
-        if _OVERLAY.value:
-            path = pathlib.Path(_OVERLAY.value)
-            path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}") if several else path
-            sources, edited = [read_image(source) for source in row["source"]], read_image(row["edited"])
-            write_png(path, score_overlay(sources, edited, score))
+    with open(given.out, "w", encoding="utf-8") if given.out else contextlib.nullcontext(sys.stdout) as stream:
+        for number, (row, score) in enumerate(zip(rows, itertools.chain([first], results))):
+            record = {"row": number, **row, **score.to_json()}
+            print(json.dumps(record, indent=None if given.jsonl else 2), file=stream, flush=True)
+            if given.overlay:
+                path = pathlib.Path(given.overlay)
+                path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}") if given.jsonl else path
+                sources, edited = [read_image(source) for source in row["source"]], read_image(row["edited"])
+                write_png(path, score_overlay(sources, edited, score))
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -38,13 +38,10 @@ class RewardModel:
         aggregation: str | Aggregation = "weighted",
     ):
         """Raises InputError for an unknown template set, parsing mode or aggregation."""
-        if parsing not in MODES:
-            raise InputError(f"parsing mode {parsing!r} is unknown: choose one of {', '.join(MODES)}")
+        choices = _choices(templates, parsing, aggregation)
         self.answerer, self.parsing = answerer, parsing
-        self.templates = templates if isinstance(templates, Templates) else load_templates(templates)
-        if isinstance(aggregation, str):
-            aggregation = Aggregation(aggregation, clamp=parsing != "bench")
-        self.aggregation = aggregation
+        self.templates: Templates = choices["templates"]
+        self.aggregation: Aggregation = choices["aggregation"]
 
     @classmethod
     def from_pretrained(
@@ -81,11 +78,11 @@ class RewardModel:
         settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
         if decoding is None:
             decoding = Decoding(max_new_tokens=settings.get("max_new_tokens", Decoding.max_new_tokens))
+        decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
+        choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)
-        templates = templates or settings.get("templates", "default")
         net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh)
-        answerer = VLM(net, processor, decoding, model=str(model), limits=limits)
-        return cls(answerer, templates=templates, parsing=parsing, aggregation=aggregation)
+        return cls(VLM(net, processor, decoding, model=str(model), limits=limits), **choices)
 
     @property
     def identity(self) -> Identity:
@@ -131,6 +128,17 @@ class RewardModel:
                 )
             )
         return scores
+
+
+def _choices(templates: str | os.PathLike | Templates, parsing: str, aggregation: str | Aggregation) -> dict[str, Any]:
+    """The three choices of a reward model, names resolved. Raises InputError for unknown ones."""
+    if parsing not in MODES:
+        raise InputError(f"parsing mode {parsing!r} is unknown: choose one of {', '.join(MODES)}")
+    if not isinstance(templates, Templates):
+        templates = load_templates(templates)
+    if isinstance(aggregation, str):
+        aggregation = Aggregation(aggregation, clamp=parsing != "bench")
+    return {"templates": templates, "parsing": parsing, "aggregation": aggregation}
 
 
 class FunctionAnswerer:
