@@ -49,7 +49,7 @@ class Scan:
 
     @property
     def digest(self) -> str:
-        """Changes with any row's id, labels or instruction, and with their order; not with images, so editors compare."""
+        """Changes with any row's id, labels or instruction, and with their order; not with images: editors compare."""
         return self._hash.hexdigest()
 
     def edits(self, rows: Iterable[Row | Broken]) -> Iterator[tuple[str, Edit]]:

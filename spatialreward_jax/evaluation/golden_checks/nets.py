@@ -16,8 +16,7 @@ from spatialreward_jax.io.pretrained import Placement, load_net
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import autoencoder_kl as kl
 from spatialreward_jax.models import lora, omnigen2, qwen2_5_text
-from spatialreward_jax.reward.loading import JudgeNet
-from spatialreward_jax.reward.loading import load_net as load_judge
+from spatialreward_jax.reward.loading import JudgeNet, load_judge
 
 
 class Net(NamedTuple):

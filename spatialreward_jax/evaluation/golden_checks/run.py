@@ -12,6 +12,8 @@ from spatialreward_jax.evaluation.golden_checks import (
     autoencoder,
     grpo,
     image_processing,
+    published,
+    qwen3_vl,
     rewards,
     sampler,
     text_encoder,
@@ -28,10 +30,14 @@ CHECKS: dict[str, Callable[[Case, Goldens], None]] = {
     "image_processing.npz": image_processing.check,
     "reward.json": rewards.check,
     "grpo.npz": grpo.check,
+    "qwen3_vl.npz": qwen3_vl.check,
 }
 
 NOT_GOLDENS = ("goldens.json", "MANIFEST.md")
 """Files of the folder that hold no results."""
+
+PUBLISHED = "published"
+"""Folder of names and shapes of published checkpoints."""
 
 CHECKPOINTS = ("omnigen2", "spatialreward", "lora")
 """Folders of weights; the checks load them."""
@@ -47,7 +53,10 @@ def check_folder(folder: str | pathlib.Path) -> Iterator[Row]:
     for path in sorted(goldens.folder.iterdir()):
         if path.name in NOT_GOLDENS or (path.is_dir() and path.name in CHECKPOINTS):
             continue
-        yield from check_file(goldens, path.name)
+        if path.is_dir() and path.name == PUBLISHED:
+            yield from published.check_published(path)
+        else:
+            yield from check_file(goldens, path.name)
 
 
 def check_file(goldens: Goldens, name: str) -> list[Row]:
