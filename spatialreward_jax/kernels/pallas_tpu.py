@@ -24,6 +24,7 @@ from spatialreward_jax.kernels import blocks
 from spatialreward_jax.kernels.masking import HIDDEN, per_shard
 from spatialreward_jax.kernels.xla import Inputs
 
+NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 TN = (((0,), (0,)), ((), ()))
 SMALLEST = 16
@@ -51,7 +52,7 @@ def forward(inputs: Inputs, *, scale: float, interpret: bool = False) -> tuple[j
     fn = lambda *args: _forward(Inputs(*args[:3], *_rest(args[3:])), scale, interpret)
     words = ("b.h.", "b.h.", "b.h.", "b.", "b.", "b.")
     fn = per_shard(fn, words, ("b.h.", "bh."), q.shape[0], (q.shape[2], k.shape[2]))
-    return fn(*_whole(inputs))
+    return fn(*whole(inputs))
 
 
 def backward(
@@ -64,10 +65,10 @@ def backward(
     )
     words = ("bh.", "bh.", "b.h.", "b.h.", "b.h.", "b.h.", "b.", "b.", "b.")
     fn = per_shard(fn, words, ("b.h.",) * 3, q.shape[0], (q.shape[2], k.shape[2]))
-    return fn(lse, delta, grad, *_whole(inputs))
+    return fn(lse, delta, grad, *whole(inputs))
 
 
-def _whole(inputs):
+def whole(inputs: Inputs) -> tuple[jax.Array, ...]:
     """All six arrays: absent segments are one segment, absent positions see every key."""
     q, k, v, segments, positions = inputs
     if segments is None:
@@ -87,7 +88,7 @@ def _forward(inputs, scale, interpret):
     bq, bk = plan.sizes.queries, plan.sizes.keys
     query = lambda b, n, i, j, table, _: (b, n, i, 0)
     row = lambda b, n, i, j, table, _: (b, n, 0, i)
-    head = _key_head(n // inputs.k.shape[2])
+    head = key_head(n // inputs.k.shape[2])
     key = lambda b, n, i, j, table, _: (b, head(n), plan.key_block(table, b, i, j), 0)
     out, lse = pl.pallas_call(
         functools.partial(_forward_kernel, plan=plan, scale=scale),
@@ -108,7 +109,7 @@ def _forward(inputs, scale, interpret):
             jax.ShapeDtypeStruct((b, n, plan.queries, h), inputs.q.dtype),
             jax.ShapeDtypeStruct((b, n, 1, plan.queries), jnp.float32),
         ],
-        compiler_params=_parallel(3, 1),
+        compiler_params=dimensions(3, 1),
         interpret=interpret,
         name="attention_forward",
     )(plan.query_table, plan.key_table, *blocks.pad(inputs, plan), plan.query_rows, plan.key_rows)
@@ -131,7 +132,7 @@ def _forward_kernel(q_table, k_table, q, k, v, q_rows, k_rows, out, lse, top, to
         shrink = jnp.exp(top[...] - new)
         top[...] = new
         total[...] = total[...] * shrink + weights.sum(axis=0, keepdims=True)
-        update = jax.lax.dot_general(v[...], weights.astype(v.dtype), TN, preferred_element_type=jnp.float32)
+        update = dot(v[...], weights.astype(v.dtype), TN)
         acc[...] = acc[...] * shrink + update
 
     plan.each_case(q_table, k_table, b, i, j, step)
@@ -143,9 +144,15 @@ def _forward_kernel(q_table, k_table, q, k, v, q_rows, k_rows, out, lse, top, to
         lse[...] = jnp.where(some, top[...] + jnp.log(total[...]), 0.0)
 
 
-def block_scores(q, k, scale, masks):
+def dot(x: jax.Array, y: jax.Array, dims: tuple) -> jax.Array:
+    """Matrix product with float32 sums; only float32 factors heed `jax.default_matmul_precision`."""
+    precision = None if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def block_scores(q, k, scale: float, masks: tuple | None) -> jax.Array:
     """Scores [bk, bq] float32 of blocks q [bq, H] and k [bk, H]; `masks`: (query rows, key rows, key block)."""
-    scores = jax.lax.dot_general(k, q, NT, preferred_element_type=jnp.float32) * scale
+    scores = dot(k, q, NT) * scale
     if masks is None:
         return scores
     q_rows, k_rows, j = masks
@@ -185,7 +192,7 @@ def _gradient_specs(plan, h, query, key):
 def _query_gradient(plan, args, scale, interpret):
     b, n, _, h = args[0].shape
     query = lambda b, n, i, j, *_: (b, n, i)
-    head = _key_head(n // args[1].shape[1])
+    head = key_head(n // args[1].shape[1])
     key = lambda b, n, i, j, table, _: (b, head(n), plan.key_block(table, b, i, j))
     bq = plan.sizes.queries
     return pl.pallas_call(
@@ -198,7 +205,7 @@ def _query_gradient(plan, args, scale, interpret):
             scratch_shapes=[pltpu.VMEM((h, bq), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct(args[0].shape, args[0].dtype),
-        compiler_params=_parallel(3, 1),
+        compiler_params=dimensions(3, 1),
         interpret=interpret,
         name="attention_query_gradient",
     )(plan.query_table, plan.key_table, *args)
@@ -214,7 +221,7 @@ def _query_gradient_kernel(q_table, k_table, q, k, v, grad, rows, q_rows, k_rows
     def step(masked):
         masks = (q_rows, k_rows, j) if masked else None
         _, d_scores = _score_gradient(q[...], k[...], v[...], grad[...], rows, scale, masks)
-        acc[...] += jax.lax.dot_general(k[...], d_scores.astype(k.dtype), TN, preferred_element_type=jnp.float32)
+        acc[...] += dot(k[...], d_scores.astype(k.dtype), TN)
 
     plan.each_case(q_table, k_table, b, i, j, step)
 
@@ -241,7 +248,7 @@ def _key_gradient(plan, args, scale, interpret):
             scratch_shapes=[pltpu.VMEM((bk, h), jnp.float32)] * 2,
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args[1:3]],
-        compiler_params=_parallel(3, 2),
+        compiler_params=dimensions(3, 2),
         interpret=interpret,
         name="attention_key_gradient",
     )(plan.query_table, plan.key_table, *args)
@@ -260,8 +267,8 @@ def _key_gradient_kernel(
     def step(masked):
         masks = (q_rows, k_rows, j) if masked else None
         weights, d_scores = _score_gradient(q[...], k[...], v[...], grad[...], rows, scale, masks)
-        dv_acc[...] += jnp.dot(weights.astype(grad.dtype), grad[...], preferred_element_type=jnp.float32)
-        dk_acc[...] += jnp.dot(d_scores.astype(q.dtype), q[...], preferred_element_type=jnp.float32)
+        dv_acc[...] += dot(weights.astype(grad.dtype), grad[...], NN)
+        dk_acc[...] += dot(d_scores.astype(q.dtype), q[...], NN)
 
     plan.each_case(q_table, k_table, b, i, j, step)
 
@@ -274,14 +281,16 @@ def _key_gradient_kernel(
 def _score_gradient(q, k, v, grad, rows, scale, masks):
     """(weights, gradient of unscaled scores), both [bk, bq] float32."""
     weights = jnp.exp(block_scores(q, k, scale, masks) - rows[:1])
-    d_weights = jax.lax.dot_general(v, grad, NT, preferred_element_type=jnp.float32)
+    d_weights = dot(v, grad, NT)
     return weights, weights * (d_weights - rows[1:2]) * scale
 
 
-def _key_head(group):
+def key_head(group: int):
+    """Query head -> key head, for index maps."""
     # Python's // would floor, whose sign test asks for the chip's generation: unknown when compiling without one
     return lambda n: n if group == 1 else jax.lax.div(n, group)
 
 
-def _parallel(free, ordered):
+def dimensions(free: int, ordered: int) -> pltpu.CompilerParams:
+    """Leading grid axes that chip cores may share, and trailing ones whose steps follow each other."""
     return pltpu.CompilerParams(dimension_semantics=("parallel",) * free + ("arbitrary",) * ordered)

@@ -4,15 +4,16 @@ Scores exist for one stretch only, forward and backward; the backward pass compu
 log-sum-exp (arXiv 2205.14135, without its tiles over keys), so memory grows with T + S.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from spatialreward_jax.kernels.masking import HIDDEN, Segments, visible
 
-CPU_BYTES = 8 * 2**20
-"""Float32 scores held at once on a CPU; see tests/benchmarks/attention.py."""
+CPU_BYTES = 4 * 2**20
+"""Float32 scores held at once on a CPU: what its caches hold; tests/benchmarks/attention.py measures it."""
 DEVICE_BYTES = 512 * 2**20
 """The same on an accelerator, where long stretches fill the chip."""
 
@@ -26,24 +27,29 @@ class Inputs(NamedTuple):
     segments: Segments | None
     positions: jax.Array | None
 
+    @property
+    def by_query(self) -> tuple:
+        """q, its segments and its positions."""
+        return self.q, None if self.segments is None else self.segments[0], self.positions
+
 
 def forward(inputs: Inputs, *, scale: float, limit: int) -> tuple[jax.Array, jax.Array]:
     """Output [B, T, N, H] in q's dtype and log-sum-exp [B, N, T] float32; `limit` bounds the bytes of scores held."""
-    k, v = _heads_first(inputs.k), _heads_first(inputs.v)
+    k, v = heads_first(inputs.k), heads_first(inputs.v)
 
     def chunk(carry, xs):
-        q, q_segments, positions = xs
-        scores = _scores(q, k, inputs, q_segments, positions, scale)
+        q, segments, positions = xs
+        scores = masked_scores(q, k, inputs.segments, segments, positions, scale)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
         some = top > HIDDEN / 2
         out = jnp.einsum("bkms,bksh->bkmh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         out = jnp.where(some, out / total, 0.0).astype(q.dtype)
-        return carry, (out, jnp.where(some, top + jnp.log(total), 0.0)[..., 0])
+        return carry, (out, jnp.where(some, top + jnp.log(total), 0.0))
 
-    _, (out, lse) = _over_queries(chunk, None, inputs, limit, ())
-    return _restore(out, inputs), _restore(lse, inputs)[..., 0].swapaxes(1, 2)
+    _, (out, lse) = over_queries(chunk, None, inputs.by_query, k.shape, limit)
+    return restore(out, inputs.q), restore(lse, inputs.q)[..., 0].swapaxes(1, 2)
 
 
 def backward(inputs: Inputs, lse: jax.Array, delta: jax.Array, grad: jax.Array, *, scale: float, limit: int):
@@ -51,11 +57,11 @@ def backward(inputs: Inputs, lse: jax.Array, delta: jax.Array, grad: jax.Array, 
 
     lse and delta are [B, N, T] float32; delta is the sum over H of output times its gradient, less lse's gradient.
     """
-    k, v = _heads_first(inputs.k), _heads_first(inputs.v)
+    k, v = heads_first(inputs.k), heads_first(inputs.v)
 
     def chunk(carry, xs):
-        q, q_segments, positions, lse, delta, grad = xs
-        weights = jnp.exp(_scores(q, k, inputs, q_segments, positions, scale) - lse)
+        q, segments, positions, lse, delta, grad = xs
+        weights = jnp.exp(masked_scores(q, k, inputs.segments, segments, positions, scale) - lse)
         d_weights = jnp.einsum("bkmh,bksh->bkms", grad, v, preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - delta) * scale).astype(q.dtype)
         dq = jnp.einsum("bkms,bksh->bkmh", d_scores, k, preferred_element_type=jnp.float32).astype(q.dtype)
@@ -65,8 +71,27 @@ def backward(inputs: Inputs, lse: jax.Array, delta: jax.Array, grad: jax.Array, 
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     columns = tuple(x.swapaxes(1, 2)[..., None] for x in (lse, delta))
-    (dk, dv), dq = _over_queries(chunk, zeros, inputs, limit, (*columns, grad))
-    return _restore(dq, inputs), dk.swapaxes(1, 2).astype(k.dtype), dv.swapaxes(1, 2).astype(v.dtype)
+    (dk, dv), dq = over_queries(chunk, zeros, (*inputs.by_query, *columns, grad), k.shape, limit)
+    return restore(dq, inputs.q), dk.swapaxes(1, 2).astype(k.dtype), dv.swapaxes(1, 2).astype(v.dtype)
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    """[B, S, K, H] -> [B, K, S, H]."""
+    return x.swapaxes(1, 2)
+
+
+def masked_scores(q, k, segments, q_segments, positions, scale: float) -> jax.Array:
+    """[B, K, G * t, S] float32 scores of a stretch of queries, HIDDEN where invisible.
+
+    q [B, K, G * t, H]; k [B, K, S, H]; segments are the whole call's, q_segments and positions [B, t] the stretch's.
+    """
+    scores = jnp.einsum("bkmh,bksh->bkms", q, k, preferred_element_type=jnp.float32) * scale
+    mask = visible(None if segments is None else (q_segments, segments[1]), positions, k.shape[2])
+    if mask is None:
+        return scores
+    b, kv_heads, rows, keys = scores.shape
+    scores = scores.reshape(b, kv_heads, -1, mask.shape[1], keys)
+    return jnp.where(mask[:, None, None], scores, HIDDEN).reshape(b, kv_heads, rows, keys)
 
 
 def stretch(batch: int, heads: int, queries: int, keys: int, limit: int) -> int:
@@ -76,51 +101,43 @@ def stretch(batch: int, heads: int, queries: int, keys: int, limit: int) -> int:
     return -(-queries // count)
 
 
-def _heads_first(x):
-    return x.swapaxes(1, 2)
+def over_queries(chunk: Callable, carry: Any, xs: tuple, keys: tuple, limit: int) -> tuple[Any, Any]:
+    """Scans `chunk(carry, xs) -> (carry, ys)` over stretches of the T axis.
 
+    Args:
+      chunk: gets arrays [B, T, N, x] as [B, K, G * t, x], and [B, T(, x)] as [B, t(, x)]; the last is padded with 0.
+      carry: any tree.
+      xs: a tree of arrays, the first of them q.
+      keys: the shape of k with heads first, [B, K, S, H].
+      limit: bytes of float32 scores a stretch may take.
 
-def _scores(q, k, inputs, q_segments, positions, scale):
-    """[B, K, G * t, S] float32 scores of a stretch, HIDDEN where invisible."""
-    scores = jnp.einsum("bkmh,bksh->bkms", q, k, preferred_element_type=jnp.float32) * scale
-    segments = None if q_segments is None else (q_segments, inputs.segments[1])
-    mask = visible(segments, positions, k.shape[2])
-    if mask is None:
-        return scores
-    b, kv_heads, rows, keys = scores.shape
-    scores = scores.reshape(b, kv_heads, -1, mask.shape[1], keys)
-    return jnp.where(mask[:, None, None], scores, HIDDEN).reshape(b, kv_heads, rows, keys)
-
-
-def _over_queries(chunk, carry, inputs, limit, more):
-    """Scans `chunk` over stretches of T. Arrays [B, T, N, x] reach it as [B, K, G * t, x], [B, T] as [B, t].
-
-    Results [B, K, G * t, x] come back stacked as [C, B, K, G * t, x].
+    Returns:
+      The last carry, and the ys stacked on a new leading axis.
     """
-    q, k = inputs.q, inputs.k
-    b, t, n, _ = q.shape
-    size = stretch(b, n, t, k.shape[1], limit)
+    b, t, n, _ = xs[0].shape
+    kv_heads = keys[1]
+    size = stretch(b, n, t, keys[2], limit)
     count = -(-t // size)
 
     def cut(x):
         x = jnp.pad(x, [(0, 0), (0, count * size - t)] + [(0, 0)] * (x.ndim - 2))
         x = x.reshape(b, count, size, *x.shape[2:])
-        if x.ndim == 3:
+        if x.ndim < 5:
             return x.swapaxes(0, 1)
-        x = x.reshape(b, count, size, k.shape[2], n // k.shape[2], x.shape[-1])
-        return x.transpose(1, 0, 3, 4, 2, 5).reshape(count, b, k.shape[2], -1, x.shape[-1])
+        x = x.reshape(b, count, size, kv_heads, n // kv_heads, x.shape[-1])
+        return x.transpose(1, 0, 3, 4, 2, 5).reshape(count, b, kv_heads, -1, x.shape[-1])
 
-    q_segments = None if inputs.segments is None else inputs.segments[0]
-    xs = jax.tree.map(cut, (q, q_segments, inputs.positions, *more))
+    xs = jax.tree.map(cut, xs)
     if count == 1:
         carry, ys = chunk(carry, jax.tree.map(lambda x: x[0], xs))
         return carry, jax.tree.map(lambda y: y[None], ys)
     return jax.lax.scan(chunk, carry, xs)
 
 
-def _restore(x, inputs):
-    """[C, B, K, G * t(, x)] -> [B, T, N, x]."""
-    b, t, n, _ = inputs.q.shape
-    kv_heads = inputs.k.shape[2]
-    x = x.reshape(x.shape[0], b, kv_heads, n // kv_heads, -1, x.shape[4] if x.ndim == 5 else 1)
-    return x.transpose(1, 0, 4, 2, 3, 5).reshape(b, -1, n, x.shape[-1])[:, :t]
+def restore(x: jax.Array, q: jax.Array) -> jax.Array:
+    """Stacked results [C, B, K, G * t, x] as [B, T, N, x], for q [B, T, N, H]."""
+    b, t, n, _ = q.shape
+    count, _, kv_heads, rows, width = x.shape
+    group = n // kv_heads
+    x = x.reshape(count, b, kv_heads, group, rows // group, width)
+    return x.transpose(1, 0, 4, 2, 3, 5).reshape(b, -1, n, width)[:, :t]
