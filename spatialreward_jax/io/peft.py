@@ -192,7 +192,10 @@ def _assemble(
     return spec, leaves
 
 
-def _tensors(adapters: Any, spec: LoRASpec, entries: Sequence[Entry], prefix: str) -> dict[str, np.ndarray]:
+def adapter_tensors(
+    adapters: Any, spec: LoRASpec, entries: Sequence[Entry], prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """Adapters, or a tree like them (gradients, moments), as named tensors in the checkpoint's layout, on the host."""
     leaves, tensors = flatten(adapters), {}
     for entry in adapted_entries(entries, spec):
         for row in adapter_entries(entry):
@@ -215,7 +218,7 @@ def write_peft(
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained` loads, with alpha. Process 0 writes; all must call."""
     folder = pathlib.Path(folder)
-    tensors = _tensors(adapters, spec, entries, PEFT_PREFIX)
+    tensors = adapter_tensors(adapters, spec, entries, PEFT_PREFIX)
     if jax.process_index():
         return
     config = {
@@ -238,7 +241,7 @@ def write_peft(
 def write_diffusers(folder: str | pathlib.Path, adapters: Any, spec: LoRASpec, entries: Sequence[Entry]) -> None:
     """Writes the file that diffusers' `load_lora_weights` reads, config in its metadata. As `write_peft`."""
     folder = pathlib.Path(folder)
-    tensors = _tensors(adapters, spec, entries, DIFFUSERS_PREFIX)
+    tensors = adapter_tensors(adapters, spec, entries, DIFFUSERS_PREFIX)
     if jax.process_index():
         return
     config = {"r": spec.rank, "lora_alpha": spec.alpha, "target_modules": _targets(spec, tensors, DIFFUSERS_PREFIX)}

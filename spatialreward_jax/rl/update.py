@@ -22,7 +22,7 @@ from spatialreward_jax.flow import sde
 from spatialreward_jax.flow.guidance import Branches, Guidance, guided
 from spatialreward_jax.flow.sampler import Trajectory
 from spatialreward_jax.rl.loss import grpo_loss, kl_scale
-from spatialreward_jax.rl.metrics import Mean, Peak, collapse
+from spatialreward_jax.rl.metrics import Mean, collapse
 
 
 @flax.struct.dataclass
@@ -45,8 +45,6 @@ class Objective:
 
     guidance: the sampler's, applied in training too, or None to train the full branch alone.
     micro: micro-batches over prompts and over the group; memory falls, the result does not change.
-    on_policy: hold the training program's own log-probabilities for the old ones, so that the ratio is exactly 1: for
-    the first update after sampling, where low-precision nets round differently in the sampler.
     """
 
     clip: tuple[float, float] = (1e-4, 5e-4)
@@ -54,7 +52,6 @@ class Objective:
     kl_form: str = "sample"
     guidance: Guidance | None = None
     micro: tuple[int, int] = (1, 1)
-    on_policy: bool = False
 
 
 class Batch(NamedTuple):
@@ -108,8 +105,7 @@ def make_gradient(policy, reference, objective: Objective):
     """-> gradient(params, frozen, batch) -> (gradient of the loss, metrics), summed over steps and micro-batches.
 
     loss = mean over the S steps of (mean over valid samples of weight * clipped surrogate + kl_weight * KL).
-    Metrics: those of `loss.grpo_loss`, the scalar `loss`, with a KL term `kl`, and the `Peak` `sampler_deviation` =
-    max |ratio to the trajectory's log-probabilities - 1|.
+    Metrics: those of `loss.grpo_loss`, the scalar `loss` and, with a KL term, `kl`.
     """
     if objective.kl_weight and reference is None:
         raise InputError("kl_weight is not 0 but there is no reference model: give one, or set kl_weight to 0")
@@ -260,16 +256,14 @@ def _step_logp(policy, params, frozen, piece: _Piece, guidance):
 def _piece_loss(policy, reference, params, frozen, piece: _Piece, objective: Objective, guidance):
     """A piece's share of the loss (normalised by the whole batch's counts) -> (loss, metrics)."""
     logp, v = _step_logp(policy, params, frozen, piece, guidance)
-    old = jax.lax.stop_gradient(logp) if objective.on_policy else piece.old_logp
     loss, metrics = grpo_loss(
         logp[..., None],
-        old[..., None],
+        piece.old_logp[..., None],
         piece.advantage,
         piece.valid,
         piece.weight[..., None],
         clip=objective.clip,
     )
-    metrics["sampler_deviation"] = Peak.of(jnp.abs(jnp.exp(logp - piece.old_logp) - 1), piece.valid)
     total = loss.total
     if objective.kl_weight:
         lead = logp.shape

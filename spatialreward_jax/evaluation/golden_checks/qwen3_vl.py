@@ -123,7 +123,8 @@ def check_decoding(case: Case, net: JudgeNet, prompts: Prompts) -> None:
     @functools.partial(jax.jit, static_argnames="eos")
     def answer(params, patches, grid, prompt, eos):
         model = net.merge(None, params)
-        logits, cache = model.prefill(prompt, model.images(patches, grid), length + new)
+        hidden, cache = model.prefill(prompt, model.images(patches, grid), length + new)
+        logits = model.logits(hidden)
         seeds = jnp.arange(len(prompts.rows))
         state = begin(cache, prompt.tokens, prompt.length, seeds, sampler=GREEDY, vocab=vocab, max_new=new, pad=net.pad)
         step = lambda params, token, cache: net.merge(None, params).next_logits(token, cache)
