@@ -80,8 +80,7 @@ def main(_argv) -> None:
         "notes": notes,
         "limit": _LIMIT.value,
         "search": _SEARCH.value,
-        "resamples": _RESAMPLES.value,
-        "seed": _SEED.value,
+        "resampling": (_RESAMPLES.value, _SEED.value),
     }
     aggregation = Aggregation(_AGGREGATION.value, clamp=_PARSING.value != "bench")
     if _ANSWERS.value:

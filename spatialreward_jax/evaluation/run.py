@@ -84,13 +84,16 @@ def finish(
     identity: Any,
     notes: Mapping[str, Any] | None = None,
     search: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: tuple[int, int] = (2000, 0),
 ) -> dict:
-    """Writes the result files and returns what is in them. search: also the grid search, with its picture."""
+    """Writes the result files and returns what is in them.
+
+    search: also the grid search, with its picture. resampling: number of bootstrap resamples, and their seed.
+    """
     if not scan.cases:
         why = f"; the first: {scan.broken[0].where}: {scan.broken[0].why}" if scan.broken else ""
         raise InputError(f"no usable row of {benchmark.name} ({len(scan.broken)} broken{why})")
+    resamples, seed = resampling
     results = summarize(benchmark, scan, verdicts, identity=identity, resamples=resamples, seed=seed, notes=notes)
     if search:
         grid = grid_search(benchmark, scan.cases, verdicts)

@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from evaluation_data import mer_row, write_jsonl, write_parquet
+
+from spatialreward_jax.io.images import png_bytes
 
 
 def _run(*arguments):
@@ -82,3 +85,42 @@ print([name for name in ("jax", "torch", "transformers") if name in sys.modules]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.slow
+def test_real_nets_edit_and_judge(tmp_path, goldens):
+    """GEdit from request to figures with the reference checkpoints' sizes; started again, it does nothing anew."""
+    requests = [
+        {
+            "key": f"k{i}",
+            "task_type": "color_alter",
+            "instruction": "make it blue",
+            "instruction_language": "en",
+            "input_image": {"bytes": png_bytes(np.full((40, 50, 3), 90 * i, np.uint8)), "path": None},
+            "Intersection_exist": True,
+        }
+        for i in range(2)
+    ]
+    write_parquet(tmp_path / "data" / "train.parquet", requests)
+    flags = (
+        "--bench=gedit",
+        f"--data={tmp_path}/data",
+        f"--editor={goldens}/omnigen2",
+        f"--model={goldens}/spatialreward",
+        f"--out={tmp_path}/out",
+        "--parsing=bench",  # random weights never write a well-formed answer
+        "--max_new_tokens=16",
+        "--resamples=100",
+    )
+    done = _run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "2/2  images 2" in done.stdout and "2/2  edits 2" in done.stdout
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["counts"]["ok"] == 2 and results["notes"]["images"]["preset"] == "rl-eval"
+    assert results["identity"]["pixel_policy"] == "eval" and results["identity"]["revision"]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").rglob("*.png")}
+    answers = (tmp_path / "out/answers.jsonl").read_bytes()
+    assert _run(*flags).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files and len(files) == 2
+    assert (tmp_path / "out/answers.jsonl").read_bytes() == answers
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results

@@ -133,7 +133,7 @@ def test_wait_polls_until_ready(launch):
 
 
 def test_resume_after_a_preemption(launch):
-    """Delete may find nothing; then everything anew, with the same command, which finds its checkpoints in the bucket."""
+    """Delete may find nothing; then everything anew, with the same command: its checkpoints are in the bucket."""
     flags = (*POD, "--type=v6e-16", "--spot", "--queued", "--bucket=results")
     states = ["PROVISIONING", "ACTIVE"]
     done, calls = launch("pod.sh", "resume", *flags, *TRAIN, states=states, DELETE_STATUS="1")
@@ -225,7 +225,7 @@ def test_help(launch, script):
 
 @pytest.fixture
 def worker(tmp_path):
-    """-> call(*arguments, endpoints=..., number=...): worker.sh with a home, a metadata server and a Python of its own."""
+    """-> call(*arguments, endpoints=..., number=...): worker.sh with a home, a metadata server and a Python."""
     bin_, home = tmp_path / "bin", tmp_path / "home"
     (home / "venv" / "bin").mkdir(parents=True)
     bin_.mkdir()
