@@ -29,12 +29,10 @@ class Patches:
         values: float32 [P, C], merge windows first (row-major over windows, then inside a window), C = 3 * temporal
             patch * patch * patch.
         grid: (rows, columns) in patches; rows * columns = P.
-        key: hash of the pixels; equal keys mean equal patches.
     """
 
     values: np.ndarray
     grid: tuple[int, int]
-    key: str
 
 
 class Processor:
@@ -73,7 +71,7 @@ class Processor:
         sized = self.policy.first_resize(image)
         out = self._images.preprocess([Image.fromarray(sized)], return_tensors="np")
         _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
-        return Patches(np.asarray(out["pixel_values"], np.float32), (rows, columns), image_key(image))
+        return Patches(np.asarray(out["pixel_values"], np.float32), (rows, columns))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of an image's patches, from its size alone."""
@@ -130,7 +128,7 @@ _IMAGE_SETTINGS = (
 
 
 def image_key(image: np.ndarray) -> str:
-    """Hash of an image's size and pixels."""
+    """Hash of an image's size and pixels; equal keys mean equal patches."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image))
     return digest.hexdigest()

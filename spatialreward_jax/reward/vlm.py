@@ -1,7 +1,9 @@
 """The Qwen3-VL judge as an `Answerer`: images encoded once, prompts decoded in bucketed batches under jit."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -119,22 +121,19 @@ class VLM:
 
     def _arrays(self, questions: Sequence[Question]) -> tuple[list[_Asked], list[Patches]]:
         """Tokens and patches; every different image once, by its pixels."""
-        keys: dict[int, str] = {}
-        patches: dict[str, Patches] = {}
-        row: dict[str, int] = {}
+        given = {id(image): image for question in questions for image in question.images}
+        keys = {number: image_key(image) for number, image in given.items()}
+        different = {keys[number]: image for number, image in given.items()}
+        row = {key: number for number, key in enumerate(different)}
+        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            patches = list(pool.map(self.processor.patches, different.values()))
         asked = []
         for question in questions:
-            for image in question.images:
-                if id(image) not in keys:
-                    keys[id(image)] = image_key(image)
-                key = keys[id(image)]
-                if key not in patches:
-                    row[key], patches[key] = len(patches), self.processor.patches(image)
             shown = [keys[id(image)] for image in question.images]
-            tokens = self._tokens(question.text, [patches[key].grid for key in shown])
+            tokens = self._tokens(question.text, [patches[row[key]].grid for key in shown])
             seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), self._seed & 0xFFFFFFFF))
             asked.append(_Asked(tokens, tuple(row[key] for key in shown), seed))
-        return asked, list(patches.values())
+        return asked, patches
 
     def _tokens(self, text: str, grids: Sequence[tuple[int, int]]) -> np.ndarray:
         tokens = self.processor.tokens(text, grids)

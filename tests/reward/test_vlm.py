@@ -5,9 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.peft import LoRASpec, write_peft
+from spatialreward_jax.io.pretrained import resolve
+from spatialreward_jax.io.weights import flatten, unflatten
 from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.models.lora import add_lora, split
+from spatialreward_jax.models.qwen3_vl import Qwen3VL, entries
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.loading import fingerprint, load_judge
 from spatialreward_jax.reward.processor import Processor
@@ -36,8 +42,10 @@ def asked(golden):
     ]
 
 
-def vlm(folder, decoding, limits=SMALL, mesh=None):
-    return VLM(load_judge(folder, mesh=mesh), Processor(folder), decoding, model="golden", limits=limits)
+def vlm(folder, decoding, limits=SMALL, mesh=None, adapter=None):
+    return VLM(
+        load_judge(folder, mesh=mesh, adapter=adapter), Processor(folder), decoding, model="golden", limits=limits
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +94,34 @@ def test_compilations_are_bounded_by_buckets(asked, greedy):
 @pytest.mark.slow
 def test_sampled_answers_ignore_their_neighbours(folder, asked):
     sampled = vlm(folder, Decoding(max_new_tokens=8, temperature=1.0, top_k=50, repetition_penalty=1.1, seed=3))
-    first = sampled.answer(asked)
-    assert sampled.answer(asked[::-1]) == first[::-1] and sampled.answer(asked[1:]) == first[1:]
+    pair = [asked[1], Question(asked[0].images[:1], "Rate the image.", "pq")]  # of one length bucket, so in one batch
+    both = sampled.answer(pair)
+    assert sampled.answer(pair[::-1]) == both[::-1] and sampled.answer(pair[1:]) == both[1:]
+    assert both[0] != both[1] and len(sampled.shapes) == 4
     assert sampled.decoding == "t1 p0.9 k50 s3 r1.1 max8"
+
+
+@pytest.mark.slow
+def test_adapter(folder, asked, greedy, tmp_path):
+    """An adapter with B = 0 changes nothing but the identity; one that is not zero changes answers."""
+    config = greedy.net.config
+    spec, table = LoRASpec(2, 4.0, ("q_proj", "down_proj")), entries(config)
+
+    def adapted():
+        net = Qwen3VL(config, rngs=nnx.Rngs(0))
+        add_lora(net, table, spec, nnx.Rngs(0))
+        return net
+
+    shapes = flatten(split(nnx.eval_shape(adapted))[1])
+    adapters = {name: np.full(leaf.shape, 0.5, np.float32) for name, leaf in shapes.items()}
+    write_peft(tmp_path / "one", unflatten(adapters), spec, table)
+    without = {name: leaf * (not name.endswith(".b")) for name, leaf in adapters.items()}
+    write_peft(tmp_path / "zero", unflatten(without), spec, table)
+    zero, one = (vlm(folder, Decoding(max_new_tokens=32), adapter=tmp_path / name) for name in ("zero", "one"))
+    assert zero.answer(asked[1:]) == greedy.answer(asked[1:]) != one.answer(asked[1:])
+    assert len({zero.revision, one.revision, greedy.revision}) == 3
+    with pytest.raises(InputError, match="is no adapter for this net"):
+        load_judge(resolve("embedded", "judge"), adapter=tmp_path / "one")
 
 
 @pytest.mark.slow
