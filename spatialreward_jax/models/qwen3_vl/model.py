@@ -19,7 +19,7 @@ from spatialreward_jax.models.qwen3_vl.cache import KVCache, empty_cache, extend
 from spatialreward_jax.models.qwen3_vl.config import Qwen3VLConfig
 from spatialreward_jax.models.qwen3_vl.positions import Prompt, VisionGrid
 from spatialreward_jax.models.qwen3_vl.vision import VisionFeatures, VisionTower
-from spatialreward_jax.models.qwen_layers import DecoderBlock, inverse_frequencies
+from spatialreward_jax.models.qwen_layers import Attend, DecoderBlock, inverse_frequencies
 
 
 def mrope_axes(section: tuple[int, int, int], frequencies: int) -> np.ndarray:
@@ -47,17 +47,28 @@ class Qwen3VL(nnx.Module):
         self, tokens: jax.Array, image_index: jax.Array, positions: jax.Array, features: VisionFeatures | None
     ) -> jax.Array:
         """Full causal forward, arguments as in `Prompt` -> hidden [B, T, D] after the final norm; noise on padding."""
-        x, deep = self.inputs(tokens, image_index, features)
-        causal = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        causal = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         attend = lambda q, k, v: (attention(q, k, v, positions=causal), None)
+        return self.read(tokens, image_index, positions, features, attend)[0]
+
+    def read(
+        self,
+        tokens: jax.Array,
+        image_index: jax.Array,
+        positions: jax.Array,
+        features: VisionFeatures | None,
+        attend: Attend,
+    ) -> tuple[jax.Array, Any]:
+        """The full forward with an `attend` of the caller's -> hidden, what `attend` hands out stacked over layers."""
+        x, deep = self.inputs(tokens, image_index, features)
         angles = self.angles(positions)
 
-        def block(block: DecoderBlock, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, None]:
-            x, _ = block(x, angles, attend)
-            return constrain(_add_deep(x, deep, layer), BATCH), None
+        def block(block: DecoderBlock, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, Any]:
+            x, out = block(x, angles, attend)
+            return constrain(_add_deep(x, deep, layer), BATCH), out
 
-        x, _ = scan_blocks(self.blocks, block, x, jnp.arange(self.config.text.layers))
-        return self.norm(x)
+        x, out = scan_blocks(self.blocks, block, x, jnp.arange(self.config.text.layers))
+        return self.norm(x), out
 
     def images(self, patches: jax.Array, grid: VisionGrid) -> VisionFeatures:
         """Features of the images [I, P, C], see `VisionTower`."""
