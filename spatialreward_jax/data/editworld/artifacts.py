@@ -29,21 +29,18 @@ class Artifact:
         return float(amount_of(self.kind, self.strength))
 
 
-_AMOUNTS = {"blur": (0.45, 1.15), "noise": (5.0, 27.0), "blocks": (0.2, 0.6), "speckle": (7.0, 29.0)}
+AMOUNTS = {  # least amount, and how much more the strongest has
+    "blur": (0.45, 1.15),
+    "noise": (5.0, 27.0),
+    "blocks": (0.2, 0.6),
+    "speckle": (7.0, 29.0),
+}
 
 
 def amount_of(kind: str, strength: float) -> float:
     """Strength 0..1 -> physical amount (see `Artifact.amount`)."""
-    start, span = _AMOUNTS[kind]
+    start, span = AMOUNTS[kind]
     return start + span * strength
-
-
-def strength_of(kind: str, amount: float) -> float:
-    """Physical amount -> strength 0..1. Amounts too small to see, below half the least amount, are 0; then linear."""
-    start, span = _AMOUNTS[kind]
-    if amount >= start:
-        return min((amount - start) / span, 1.0)
-    return 0.0
 
 
 def blur(picture: np.ndarray, sigma: float) -> np.ndarray:

@@ -15,7 +15,8 @@ from spatialreward_jax.data.editworld.vocabulary import COLORS, GROUNDS
 
 SAMPLES = 6  # sub-pixel samples per side
 RIM = 0.5  # brightness of the rim against the body
-_LIGHT = 0.09  # brightness added at the top left, taken away at the bottom right
+BODY = 0.84  # size of the body within the rim
+LIGHT = 0.09  # brightness added at the top left, taken away at the bottom right
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 
@@ -78,14 +79,14 @@ def masks(kind: str, texture: str, diameter: float, dx: float, dy: float, window
     grid = (np.arange(window * SAMPLES, dtype=np.float64) + 0.5) / SAMPLES
     u, v = np.meshgrid((grid - dx) * 2 / diameter, (grid - dy) * 2 / diameter)
     whole = inside(kind, u, v)
-    body = whole & inside(kind, u, v, 0.84)
+    body = whole & inside(kind, u, v, BODY)
     accent = body & _accent(texture, u, v)
 
     def coverage(bits):
         return bits.reshape(window, SAMPLES, window, SAMPLES).mean((1, 3)).astype(np.float32)
 
     centers = (np.arange(window, dtype=np.float32) + 0.5) * 2 / diameter
-    light = 1 - _LIGHT * ((centers[None, :] - dx * 2 / diameter) + (centers[:, None] - dy * 2 / diameter)) / 2
+    light = 1 - LIGHT * ((centers[None, :] - dx * 2 / diameter) + (centers[:, None] - dy * 2 / diameter)) / 2
     out = tuple(np.ascontiguousarray(a, np.float32) for a in (*map(coverage, (whole, body, accent)), light))
     for array in out:
         array.flags.writeable = False
@@ -168,24 +169,29 @@ def render_ground(ground: Ground, side: int) -> np.ndarray:
     return picture
 
 
+_TONES = {  # gain and offset of each channel; sepia's apply to the brightness
+    "warm": ((1.08, 0.97, 0.72), (14, 2, -6)),
+    "cool": ((0.74, 0.95, 1.08), (-6, 2, 16)),
+    "dark": ((0.52, 0.52, 0.55), (0, 0, 2)),
+    "bright": ((0.72, 0.72, 0.72), (76, 76, 76)),
+    "sepia": ((1.05, 0.87, 0.64), (12, 8, 4)),
+}
+
+
+def tone_terms(tone: str) -> tuple[np.ndarray, np.ndarray]:
+    """-> (gain, offset), float32 [3] each, of the tones that have them."""
+    return tuple(np.array(term, np.float32) for term in _TONES[tone])
+
+
 def apply_tone(picture: np.ndarray, tone: str) -> np.ndarray:
     """Colour-grades a picture, float32 [..., 3] in 0..255 -> the same."""
     if tone == "natural":
         return picture
-    luma = (picture @ _LUMA)[..., None]
+    base = (picture @ _LUMA)[..., None] if tone in ("gray", "sepia") else picture
     if tone == "gray":
-        out = np.broadcast_to(luma, picture.shape)
-    elif tone == "sepia":
-        out = luma * np.array((1.05, 0.87, 0.64), np.float32) + np.array((12, 8, 4), np.float32)
-    else:
-        gain, offset = {
-            "warm": ((1.08, 0.97, 0.72), (14, 2, -6)),
-            "cool": ((0.74, 0.95, 1.08), (-6, 2, 16)),
-            "dark": ((0.52, 0.52, 0.55), (0, 0, 2)),
-            "bright": ((0.72, 0.72, 0.72), (76, 76, 76)),
-        }[tone]
-        out = picture * np.array(gain, np.float32) + np.array(offset, np.float32)
-    return np.clip(out, 0, 255).astype(np.float32)
+        return np.clip(np.broadcast_to(base, picture.shape), 0, 255).astype(np.float32)
+    gain, offset = tone_terms(tone)
+    return np.clip(base * gain + offset, 0, 255).astype(np.float32)
 
 
 def render_float(scene: Scene) -> np.ndarray:

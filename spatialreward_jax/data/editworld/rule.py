@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from spatialreward_jax.data.editworld.artifacts import Artifact
+from spatialreward_jax.data.editworld.artifacts import AMOUNTS, Artifact
 from spatialreward_jax.data.editworld.edits import Op
 from spatialreward_jax.data.editworld.scenes import Ground, Scene, Shape
 
@@ -112,7 +112,7 @@ def _changed_to(now: str, asked: str, before: str) -> float:
     return 1.0 if now == asked else HALF_DONE * (now != before)
 
 
-def _free_fields(ops: tuple[Op, ...], index: int) -> frozenset[str]:
+def free_fields(ops: tuple[Op, ...], index: int) -> frozenset[str]:
     """Fields of a shape that the operations on it may change without blame."""
     free: set[str] = set()
     for op in ops:
@@ -139,7 +139,7 @@ def damage_of(before: Shape, now: Shape | None, free: frozenset[str]) -> float:
 def damage(source: Scene, ops: tuple[Op, ...], shown: State) -> float:
     """Sum of all unasked changes, 0 upwards."""
     total = sum(
-        damage_of(before, now, _free_fields(ops, index))
+        damage_of(before, now, free_fields(ops, index))
         for index, (before, now) in enumerate(zip(source.shapes, shown.shapes))
     )
     asked = {op.kind for op in ops}
@@ -165,14 +165,20 @@ def quality_scores(strengths: dict[str, float]) -> tuple[float, float]:
     return RANGE * natural, RANGE * clean
 
 
-def visible_strength(strength: float) -> float:
-    """A flaw's strength as it counts in the scores: even the weakest one drawn is seen."""
-    return 0.15 + 0.85 * strength
+def visible(kind: str, amount: float) -> float:
+    """Strength with which a flaw of a physical amount counts in the scores, 0..1.
+
+    Continuous and rising: 0 up to 0.4 of the least amount that candidates have, 0.15 at that one, 1 at the largest.
+    """
+    start, span = AMOUNTS[kind]
+    if amount < start:
+        return 0.15 * max(amount / start - 0.4, 0.0) / 0.6
+    return 0.15 + 0.85 * min((amount - start) / span, 1.0)
 
 
 def score(source: Scene, ops: tuple[Op, ...], done: tuple[Op, ...], artifacts: tuple[Artifact, ...] = ()) -> Scores:
     """Exact scores of a picture that shows `done` where `ops` were asked, with flaws over it."""
     shown = state_after(source, done)
-    strengths = {artifact.kind: visible_strength(artifact.strength) for artifact in artifacts}
+    strengths = {artifact.kind: visible(artifact.kind, artifact.amount) for artifact in artifacts}
     credits = [credit(op, source, shown) for op in ops]
     return Scores(success_score(credits), preservation_score(damage(source, ops, shown)), *quality_scores(strengths))
