@@ -17,19 +17,22 @@ KEPT_TASKS = (
 
 PRESETS = {  # what runs where; everything else below is the recipe
     "embedded": {
-        "steps": 4,
-        "prompts": 2,
-        "group": 4,
+        "steps": 8,
+        "prompts": 4,
+        "group": 8,
         "recipe": "window",
-        "checkpoint_every": 2,
-        "eval_every": 2,
+        "checkpoint_every": 4,
+        "eval_every": 4,
         "editor": "embedded",
         "dtype": "float32",
-        "sampler": {"steps": 6},
+        "sampler": {"steps": 10},
+        "kl_weight": 0.0,
+        "lora": {"rank": 8, "alpha": 16.0},
+        "lr": 1e-3,
         "judge": {"model": "embedded", "max_new_tokens": 32},
         "rewards": {"judge": 0.5, "guards": 0.5},
-        "data": {"path": "embedded", "max_pixels": 64 * 64, "tasks": ()},
-        "eval": {"prompts": 2},
+        "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
+        "eval": {"prompts": 4},
     },
     "omnigen2": {},
 }
@@ -52,8 +55,9 @@ def get_config(preset="embedded"):
     config.resume = ""  # workdir of another run to go on from
 
     # ---- models: folders in the layout of the published repositories
-    config.editor = ""
-    config.dtype = "bfloat16"  # of the nets; the adapter, log-probabilities and the optimiser are float32
+    config.editor = ""  # OmniGen2 layout
+    config.adapter = ""  # LoRA adapter to start from, or "" for a new one
+    config.dtype = "bfloat16"  # of editor and text tower; the adapter, log-probabilities and the optimiser are float32
     config.judge = ConfigDict()
     config.judge.model = ""
     config.judge.adapter = ""  # PEFT folder, or "" for none
@@ -61,17 +65,19 @@ def get_config(preset="embedded"):
     config.judge.pixels = "rl"  # pixel policy: eval, server, sft, rl
     config.judge.parsing = "strict"  # strict, server, bench
     config.judge.aggregate = "weighted"  # weighted, min, mean
+    config.judge.dtype = ""  # "" is what the judge's config.json names
     config.judge.max_new_tokens = 512
-    config.judge.temperature = 0.0
+    config.judge.batch = 16  # answers decoded at a time
     config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight
 
     # ---- data
     config.data = ConfigDict()
-    config.data.path = ""  # .jsonl in the RL layout, or a folder of images (see spatialreward_jax/data/requests.py)
+    config.data.path = ""  # .jsonl in the RL layout, a folder (see spatialreward_jax/data/requests.py), or "editworld"
     config.data.tasks = KEPT_TASKS  # () keeps all
     config.data.check = "decode"  # decode every image before the start, or "header"
     config.data.max_pixels = 512 * 512
     config.data.max_side = 2048
+    config.data.default_size = (512, 512)  # (height, width) of edits with several sources that name none
     config.data.max_text_tokens = 888
     config.data.threads = 4
 
@@ -85,12 +91,14 @@ def get_config(preset="embedded"):
     config.sampler.image_guidance = 2.0
     config.sampler.guidance_range = (0.0, 0.6)
     config.sampler.sigma = 0.7  # noise scale; 0 is the ODE
-    config.sampler.max_negative_tokens = 1024
+    config.sampler.negative = "default"  # negative prompt: default, empty, long
+    config.sample_prompts = 0  # prompts per rollout program, for memory; 0 is all
 
     # ---- update
     config.recipe = "parity"  # parity: a fraction of all steps; window: `window_steps` neighbouring ones are stochastic
     config.train_fraction = 0.6  # parity: 12 of 20 steps
     config.window_steps = 2
+    config.window_span = (0.0, 0.6)  # window: lies within this part of the steps
     config.updates_per_phase = 2
     config.clip = (1e-4, 5e-4)
     config.advantage_clip = 5.0
@@ -99,16 +107,16 @@ def get_config(preset="embedded"):
     config.kl_form = "reference"  # reference, or sample
     config.reweight_by_sigma = True
     config.guidance_in_training = True
-    config.lora = ConfigDict({"rank": 32, "alpha": 64.0, "dropout": 0.0})
+    config.micro = (1, 1)  # micro-batches over an update's prompts and over the group, for memory
+    config.lora = ConfigDict({"rank": 32, "alpha": 64.0})  # rank 0 trains all parameters
     config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")
     config.lr = 4e-4
     config.betas = (0.9, 0.95)
-    config.eps = 1e-8
     config.weight_decay = 0.01
     config.max_grad_norm = 1.0
 
-    # ---- fixed-seed pictures and held-out rewards
-    config.eval = ConfigDict({"prompts": 4, "seed": 0})
+    # ---- pictures and rewards at a fixed seed, with the deterministic sampler; prompts 0: none
+    config.eval = ConfigDict({"prompts": 4, "edits": 4})
 
     config.update(PRESETS[preset])
     return config

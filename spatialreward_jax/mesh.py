@@ -76,6 +76,12 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH) if batch % parts == 0 else P())
 
 
+def place_batch(mesh: Mesh, x: Any) -> jax.Array:
+    """A host array on the mesh, its leading axis split over the batch axes (see `batch_sharding`)."""
+    x = np.asarray(x)
+    return jax.device_put(x, batch_sharding(mesh, x.shape[0]))
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Asks for x's leading axes to be split over these mesh axes; does nothing outside a mesh context (`jax.set_mesh`).
 

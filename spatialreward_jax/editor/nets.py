@@ -1,0 +1,168 @@
+"""The editor's three nets and its tokenizer, from a folder in the published OmniGen2 layout."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.peft import LoRASpec, read_adapter
+from spatialreward_jax.io.pretrained import Placement, default_dtype, load_net, read_json, resolve
+from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.models import autoencoder_kl, lora, omnigen2, qwen2_5_text
+
+
+@dataclasses.dataclass
+class Net:
+    """A net as a pure function: `nnx.merge(graph, params)` inside jit."""
+
+    graph: nnx.GraphDef
+    params: dict
+    config: Any
+
+
+@dataclasses.dataclass
+class EditorNets:
+    """Everything that the editor computes with, on one mesh.
+
+    Attributes:
+      transformer: the rectified-flow transformer; `graph` is a `models.lora.Graphs`.
+      adapters: LoRA parameters of the transformer, or None.
+      spec: what `adapters` are, or None.
+      vae: the image autoencoder, float32.
+      text: the text tower.
+      tokenizer: of the text tower, with its chat template.
+      mesh: where the parameters lie.
+      dtype: of the transformer's and the text tower's computation.
+      folder: where they came from.
+    """
+
+    transformer: Net
+    vae: Net
+    text: Net
+    tokenizer: PreTrainedTokenizerBase
+    mesh: jax.sharding.Mesh
+    dtype: Any
+    folder: pathlib.Path
+    adapters: dict | None = None
+    spec: LoRASpec | None = None
+
+    @property
+    def multiple(self) -> int:
+        """Image sides are multiples of this many pixels: a latent position's times a patch's."""
+        return self.vae.config.downscale * self.transformer.config.patch_size
+
+    def add_adapters(self, spec: LoRASpec, seed: int) -> None:
+        """Attaches new adapters to the transformer: A random, B zero, so that the net is unchanged at first."""
+        self._attach(spec)
+        model = nnx.merge(self.transformer.graph.plain, self.transformer.params)
+        lora.add_lora(model, omnigen2.ENTRIES, spec, nnx.Rngs(seed))
+        self.adapters = self._place(lora.split(model)[1])
+
+    def read_adapter(self, path: str | pathlib.Path, alpha: float | None = None) -> None:
+        """Attaches an adapter from a PEFT or diffusers file. Raises InputError when it is for another net."""
+        spec, adapters = read_adapter(path, omnigen2.ENTRIES, self.transformer.params, alpha=alpha)
+        self._attach(spec)
+        self.adapters = self._place(adapters)
+
+    def _attach(self, spec: LoRASpec) -> None:
+        def build():
+            model = nnx.merge(self.transformer.graph.plain, self.transformer.params)
+            lora.add_lora(model, omnigen2.ENTRIES, spec, nnx.Rngs(0))
+            return model
+
+        self.transformer.graph = lora.split(nnx.eval_shape(build))[0]
+        self.spec = spec
+
+    def _place(self, adapters: dict) -> dict:
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(adapters, everywhere)
+
+
+def load_nets(
+    path: str | pathlib.Path,
+    *,
+    adapter: str | pathlib.Path | None = None,
+    alpha: float | None = None,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> EditorNets:
+    """Loads `transformer/`, `vae/`, `mllm/` and `processor/` of a folder, or the embedded editor.
+
+    Args:
+      path: the folder, or "embedded".
+      adapter: a LoRA adapter for the transformer.
+      alpha: of an adapter that does not carry it.
+      dtype: of transformer and text tower; by default bfloat16, on CPU float32.
+      mesh: by default all devices on the axis `data`.
+
+    Raises:
+      InputError: something is missing or belongs to another architecture.
+    """
+    folder = resolve(path, "editor")
+    mesh = make_mesh() if mesh is None else mesh
+    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    configs = {part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "mllm")}
+    flow = omnigen2.OmniGen2Config.from_dict(configs["transformer"])
+    image = autoencoder_kl.AutoencoderConfig.from_dict(configs["vae"])
+    text = qwen2_5_text.Qwen2_5TextConfig.from_dict(configs["mllm"])
+    if flow.text_feat_dim != text.text.dim or flow.in_channels != image.latent_channels:
+        raise InputError(
+            f"{folder}: transformer wants text of width {flow.text_feat_dim} and {flow.in_channels} latent channels, "
+            f"mllm and vae give {text.text.dim} and {image.latent_channels}: they belong to different editors"
+        )
+    place = Placement(mesh, dtype, seeded=str(path) == "embedded")
+    graph, params = load_net(
+        lambda rngs: omnigen2.OmniGen2Transformer(flow, rngs=rngs),
+        folder / "transformer",
+        omnigen2.STEM,
+        lambda names: omnigen2.ENTRIES,
+        omnigen2.SHARDING,
+        place,
+    )
+    nets = EditorNets(
+        transformer=Net(lora.Graphs(graph, graph), params, flow),
+        vae=_load_vae(folder, image, dataclasses.replace(place, dtype=jnp.float32)),
+        text=_load_text(folder, text, place),
+        tokenizer=load_tokenizer(folder / "processor"),
+        mesh=mesh,
+        dtype=dtype,
+        folder=folder,
+    )
+    if adapter is not None:
+        nets.read_adapter(adapter, alpha)
+    return nets
+
+
+def _load_vae(folder: pathlib.Path, config: autoencoder_kl.AutoencoderConfig, place: Placement) -> Net:
+    build = lambda rngs: autoencoder_kl.AutoencoderKL(config, rngs=rngs)
+    table = lambda names: autoencoder_kl.entries(config)
+    return Net(
+        *load_net(build, folder / "vae", autoencoder_kl.STEM, table, autoencoder_kl.SHARDING, place), config=config
+    )
+
+
+def _load_text(folder: pathlib.Path, config: qwen2_5_text.Qwen2_5TextConfig, place: Placement) -> Net:
+    build = lambda rngs: qwen2_5_text.Qwen2_5Text(config, rngs=rngs, dtype=place.dtype)
+    table = lambda names: qwen2_5_text.entries(config, names)
+    rules, ignore = qwen2_5_text.SHARDING, qwen2_5_text.IGNORED
+    return Net(*load_net(build, folder / "mllm", "model", table, rules, place, ignore=ignore), config=config)
+
+
+def load_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, padding on the right. Raises InputError when it has none, or no chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder} holds no readable tokenizer: {str(error).splitlines()[0]}") from None
+    template = folder / "chat_template.json"
+    if template.exists():  # the processor's own, which the published folder means
+        tokenizer.chat_template = read_json(template)["chat_template"]
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer in {folder} has no chat template")
+    tokenizer.padding_side = "right"
+    return tokenizer

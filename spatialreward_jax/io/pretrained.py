@@ -1,0 +1,114 @@
+"""One net from a folder: its configuration, its weights on the mesh, or random ones where a folder ships none."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.weights import CheckpointFiles, Entry, load_params
+from spatialreward_jax.mesh import Rules, shardings
+
+ASSETS = pathlib.Path(__file__).parents[1] / "assets"
+
+
+def resolve(path: str | pathlib.Path, kind: str) -> pathlib.Path:
+    """Folder of a checkpoint: `embedded` is the one of this kind ("editor", "judge") that ships with the package.
+
+    Raises:
+      InputError: there is no such folder.
+    """
+    folder = ASSETS / "embedded" / kind if str(path) == "embedded" else pathlib.Path(path)
+    if not str(path) or not folder.is_dir():
+        raise InputError(f"{kind} {str(path)!r} is no folder: give a checkpoint's folder, or 'embedded'")
+    return folder
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A parsed JSON object. Raises InputError when it is missing or broken."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing: give the folder of a checkpoint in the published layout") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no readable JSON: {str(error).splitlines()[0]}") from None
+
+
+def default_dtype() -> Any:
+    """bfloat16 where there is an accelerator, float32 on CPU (which has no fast bfloat16)."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def abstract_net(build: Callable[[nnx.Rngs], nnx.Module], dtype: Any = None) -> tuple[nnx.GraphDef, dict]:
+    """(graph, parameter shapes) of a net, without allocating it; `dtype` replaces the parameters' own."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+    return graph, jax.tree.map(cast, nnx.to_pure_dict(state))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where and how a net's parameters are stored.
+
+    Attributes:
+      mesh: the devices.
+      dtype: of the parameters.
+      seeded: a folder that ships no weights gets random ones from a fixed seed (the embedded nets before training)
+        instead of an error.
+    """
+
+    mesh: jax.sharding.Mesh
+    dtype: Any
+    seeded: bool = False
+
+
+def load_net(
+    build: Callable[[nnx.Rngs], nnx.Module],
+    folder: pathlib.Path,
+    stem: str,
+    table: Callable[[Sequence[str]], Sequence[Entry]],
+    rules: Rules,
+    place: Placement,
+    *,
+    ignore: Sequence[str] = (),
+) -> tuple[nnx.GraphDef, dict]:
+    """(graph, parameters) of a net from its checkpoint; every device reads only its slice.
+
+    Args:
+      build: makes the module.
+      folder: holds `<stem>.safetensors` or its shards.
+      stem: start of the weights' file names.
+      table: the net's rows, given the tensor names that are there.
+      rules: the net's sharding table.
+      place: mesh and dtype.
+      ignore: tensors left out on purpose, see `io.weights.check_table`.
+
+    Raises:
+      InputError: there are no weights, or they do not fit the architecture.
+    """
+    graph, abstract = abstract_net(build, place.dtype)
+    where = shardings(abstract, rules, place.mesh)
+    try:
+        files = CheckpointFiles.open(folder, stem)
+    except InputError:
+        if not place.seeded:
+            raise
+        logging.warning("%s ships no weights yet: they are random, from seed 0", folder.relative_to(ASSETS))
+        return graph, _random(build, where, place.dtype)
+    return graph, load_params(files, table(list(files.files)), abstract, shardings=where, ignore=ignore)
+
+
+def _random(build, where, dtype):
+    """Parameters drawn from seed 0; no array ever exists unsharded."""
+
+    def init():
+        params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(0))))
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    return jax.jit(init, out_shardings=where)()
