@@ -1,5 +1,6 @@
 """grpo.npz: advantages, clipped losses, KL, gradients of the adapter, and one optimiser step."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation.golden_checks import editing
 from spatialreward_jax.evaluation.golden_checks.case import Case
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens
-from spatialreward_jax.evaluation.golden_checks.sampler import velocities
+from spatialreward_jax.evaluation.golden_checks.sampler import velocity_program
 from spatialreward_jax.flow import sde
 from spatialreward_jax.flow.sampler import Trajectory
 from spatialreward_jax.io.peft import adapter_tensors
@@ -22,7 +24,6 @@ from spatialreward_jax.rl import (
     group_stats,
     grpo_loss,
     make_gradient,
-    make_logp,
     make_optimizer,
     step_weight,
     values,
@@ -39,7 +40,6 @@ MEANS = {
 }
 TOTALS = {"num_positive": "positive", "num_negative": "negative"}
 EACH = {"unclipped_loss": "loss_unclipped", "clipped_loss": "loss_clipped", "ratio": "ratio"}
-FAINT, FAINT_SHARE = 1e-6, 0.01  # the `step1_rule`: gradients too small for their sign to be meant, and how many
 STEP_TOLERANCE = 0.01  # of the learning rate, which is what the first AdamW step moves every element by
 
 
@@ -105,7 +105,8 @@ def read_training(case: Case, goldens: Goldens) -> Training:
     case.compare("timesteps", times)
     policy = lambda adapters, base, x, t, cond: net.bind(adapters, base)(x, t, cond)
     reference = lambda base, x, t, cond: net.bind(None, base)(x, t, cond)
-    sampled = editing.sample_all(policy, net.adapters, net.base, scene, times, guidance, settings["sigma_coef"])
+    sample = editing.sampling_program(policy, scene, guidance)
+    sampled = sample(net.adapters, net.base, times, settings["sigma_coef"])
     case.compare("middle_latents", editing.states(sampled))
     case.compare("sampled_log_probs", sampled.logp.T)
     steps = case.input("train_timesteps")
@@ -127,59 +128,53 @@ def read_training(case: Case, goldens: Goldens) -> Training:
 
 
 def check_training(case: Case, goldens: Goldens, training: Training) -> None:
-    """Compares losses of every trained step, gradients and optimiser steps."""
-    net, settings, objective = goldens.adapted_transformer, goldens.settings["grpo"], training.objective
-    gradient = jax.jit(make_gradient(training.policy, training.reference, objective))
-    runs = [gradient(net.adapters, net.base, one_step(training.batch, s)) for s in range(len(training.steps))]
-    logp = jax.jit(make_logp(training.policy, objective))(net.adapters, net.base, training.batch)
-    check_steps(case, training, settings, logp, [values(metrics) for _, metrics in runs])
+    """Compares losses of every trained step, gradients and optimiser steps, all by one compiled gradient."""
+    net, settings, batch = goldens.adapted_transformer, goldens.settings["grpo"], training.batch
+    program = jax.jit(make_gradient(training.policy, training.reference, training.objective))
+    gradient = lambda batch: program(net.adapters, net.base, batch)
+    runs = [gradient(one_step(batch, s)) for s in range(len(training.steps))]
+    metrics = [values(metrics) for _, metrics in runs]
+    column = lambda name: np.array([float(m[name]) for m in metrics], np.float32)
+    case.compare("per_timestep_policy_loss", column("policy_loss"))
+    case.compare("per_timestep_policy_loss_reweighted", column("policy_loss") * np.asarray(batch.weight[0]))
+    case.compare("per_timestep_kl_loss", column("kl"))
+    case.compare("per_timestep_total_loss", column("loss"))
+    case.compare("main_total_loss", metrics[training.main]["loss"])
     check_means(case, goldens, training)
-    main, metrics = runs[training.main]
-    case.compare("main_total_loss", metrics["loss"])
-    check_update(case, goldens, main, "", "grad/")
-    total, _ = gradient(net.adapters, net.base, training.batch)
-    check_update(case, goldens, total, "accum_", "accum_grad/")
-    kl_alone = Objective(**{**vars(objective), "kl_weight": 1.0})
-    silent = one_step(training.batch, training.main)._replace(advantage=jnp.zeros_like(training.batch.advantage))
-    kl, _ = jax.jit(make_gradient(training.policy, training.reference, kl_alone))(net.adapters, net.base, silent)
+    check_update(case, goldens, runs[training.main][0], "", "grad/")
+    check_update(case, goldens, gradient(batch)[0], "accum_", "accum_grad/")
+    silent = one_step(batch, training.main)._replace(advantage=jnp.zeros_like(batch.advantage))
+    kl = jax.tree.map(lambda g: g / settings["kl_weight"], gradient(silent)[0])
     compare_adapter(case, goldens, kl, "grad_kl/")
 
 
 def one_step(batch: Batch, s: int) -> Batch:
-    """The batch with trained step number s alone, at the weight that it has among all."""
-    return batch._replace(trajectory=batch.trajectory.take([s]), weight=batch.weight[:, s : s + 1])
-
-
-def check_steps(case: Case, training: Training, settings: dict, logp, metrics: list[dict]) -> None:
-    """Compares the `per_timestep_*` arrays, and the `main_*` statistics."""
-    column = lambda name: np.array([float(m[name]) for m in metrics], np.float32)
-    case.compare("per_timestep_step_log_probs", logp.T)
-    case.compare("per_timestep_policy_loss", column("policy_loss"))
-    case.compare("per_timestep_policy_loss_reweighted", column("policy_loss") * np.asarray(training.batch.weight[0]))
-    case.compare("per_timestep_kl_loss", column("kl"))
-    case.compare("per_timestep_total_loss", column("loss"))
-    old = training.batch.trajectory.logp
-    main = training.main
-    compare_loss(case, "main_", logp[:, main], old[:, main], training.batch.advantage, settings)
+    """Trained step number s, as often as there are steps: its own loss, by the program for all of them."""
+    again = np.full(batch.weight.shape[-1], s)
+    return batch._replace(trajectory=batch.trajectory.take(again), weight=batch.weight[:, again])
 
 
 def check_means(case: Case, goldens: Goldens, training: Training) -> None:
-    """Compares the means of the main step with and without adapter, and the KL with each sample's own sigma."""
-    net, trajectory = goldens.adapted_transformer, training.batch.trajectory
-    means = [step_means(training, net, adapters) for adapters in (net.adapters, None)]
-    for name, mean in zip(("main_prev_sample_mean", "main_prev_sample_mean_ref"), means):
-        case.compare(name, mean[training.main])
+    """Compares the means of every trained step with the adapter and without, and what follows from them."""
+    net, trajectory, main = goldens.adapted_transformer, training.batch.trajectory, training.main
+    velocities = velocity_program(lambda p: net.bind(*p), training.scene, training.objective.guidance)
+    silent = jax.tree.map(jnp.zeros_like, net.adapters)  # the adapter that changes nothing: one program for both
+    mean, plain = (step_means(trajectory, velocities((a, net.base), trajectory)) for a in (net.adapters, silent))
+    case.compare("main_prev_sample_mean", mean[main])
+    case.compare("main_prev_sample_mean_ref", plain[main])
     square = np.square(np.asarray(trajectory.sigma))
-    case.compare("main_sigma_squared", square[:, training.main])
-    error = np.square(means[0] - means[1]).mean((-2, -1))  # padded elements included, as the reference has it
+    case.compare("main_sigma_squared", square[:, main])
+    error = np.square(mean - plain).mean((-2, -1))  # padded elements included, as the reference has it
     case.compare("per_timestep_kl_loss_same_sample", (error / (2 * square.T)).mean(-1))
+    after = jnp.moveaxis(trajectory.latents[:, :, 1], 1, 0)
+    logp = jax.vmap(sde.log_prob, (0, 0, 0, None))(after, mean, trajectory.std.T, trajectory.mask)
+    case.compare("per_timestep_step_log_probs", logp)
+    old = trajectory.logp[:, main]
+    compare_loss(case, "main_", logp[main], old, training.batch.advantage, goldens.settings["grpo"])
 
 
-def step_means(training: Training, net, adapters) -> np.ndarray:
-    """[S, B, T, C]: mean of the state after each trained step."""
-    t: Trajectory = training.batch.trajectory
-    bind = lambda params: net.bind(*params)
-    v = velocities(bind, (adapters, net.base), training.scene, t, training.objective.guidance)
+def step_means(t: Trajectory, v: np.ndarray) -> np.ndarray:
+    """[S, B, T, C]: mean of the state after each kept step, from its velocity v of the same shape."""
     mean = [sde.step_mean(t.latents[:, s, 0], v[s], *t.times[:, s].T, t.sigma[:, s]) for s in range(len(v))]
     return np.stack(mean) * np.asarray(t.mask)[..., None]
 
@@ -209,19 +204,29 @@ def check_update(case: Case, goldens: Goldens, grads: Any, prefix: str, stored: 
         compare_adapter(case, goldens, state[1][0].mu, "exp_avg/")
         compare_adapter(case, goldens, state[1][0].nu, "exp_avg_sq/")
     after = adapter_tensors(optax.apply_updates(adapters, updates), goldens.adapted_transformer.spec, omnigen2.ENTRIES)
-    compare_stepped(case, after, f"{prefix}step1/", stored, wanted["lr"])
+    compare_stepped(case, after, (f"{prefix}step1/", stored), goldens.settings["grpo"])
 
 
-def compare_stepped(case: Case, after: dict[str, np.ndarray], prefix: str, gradients: str, lr: float) -> None:
+def compare_stepped(case: Case, after: dict[str, np.ndarray], prefixes: tuple[str, str], settings: dict) -> None:
     """Compares the adapter after the first step, where AdamW moves every element by lr in its gradient's direction.
 
     Elements whose gradient is too faint to have a certain direction are left out; too many of them fail.
     """
-    faint = {name: np.abs(case.stored(gradients + name)) < FAINT for name in after}
+    faintest, most = step_rule(settings["step1_rule"])
+    prefix, gradients = prefixes
+    faint = {name: np.abs(case.stored(gradients + name)) < faintest for name in after}
     share = sum(f.sum() for f in faint.values()) / sum(f.size for f in faint.values())
+    allowed = STEP_TOLERANCE * settings["optimizer"]["lr"]
     for name, tensor in after.items():
         stored = case.stored(prefix + name)
         error = np.abs(tensor - stored)[~faint[name]].max(initial=0.0) if tensor.shape == stored.shape else np.inf
-        if share > FAINT_SHARE:
-            error = np.inf
-        case.add(prefix + name, float(error), STEP_TOLERANCE * lr, f"{int(faint[name].sum())} faint elements left out")
+        note = f"{int(faint[name].sum())} faint elements left out"
+        case.add(prefix + name, float(error) if share <= most else np.inf, allowed, note)
+
+
+def step_rule(text: str) -> tuple[float, float]:
+    """`step1_rule` of goldens.json -> (gradients below this are left out, share of elements that may be)."""
+    least, percent = re.search(r"< *([\d.e+-]+)", text), re.search(r"([\d.]+) *%", text)
+    if not least or not percent:
+        raise InputError(f"step1_rule {text!r}: want '... < NUMBER ... NUMBER% ...'")
+    return float(least[1].rstrip(".")), float(percent[1]) / 100
