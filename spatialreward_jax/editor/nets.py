@@ -70,12 +70,8 @@ class EditorNets:
         self.adapters = self._place(adapters)
 
     def _attach(self, spec: LoRASpec) -> None:
-        def build():
-            model = nnx.merge(self.transformer.graph.plain, self.transformer.params)
-            lora.add_lora(model, omnigen2.ENTRIES, spec, nnx.Rngs(0))
-            return model
-
-        self.transformer.graph = lora.split(nnx.eval_shape(build))[0]
+        plain = lambda: nnx.merge(self.transformer.graph.plain, self.transformer.params)
+        self.transformer.graph = lora.graphs_of(plain, omnigen2.ENTRIES, spec)
         self.spec = spec
 
     def _place(self, adapters: dict) -> dict:

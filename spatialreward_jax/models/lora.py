@@ -5,7 +5,7 @@ Adapters are a parameter tree of their own: `merge(graphs, adapters, base)` is t
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,18 @@ def split(model: nnx.Module) -> tuple[Graphs, dict, dict]:
     for layer, update in zip(layers, attached):
         layer.lora = update
     return Graphs(graph, plain), nnx.to_pure_dict(adapters), nnx.to_pure_dict(base)
+
+
+def graphs_of(build: Callable[[], nnx.Module], entries: Sequence[Entry], spec: LoRASpec | None) -> Graphs:
+    """Graphs of the net that `build` makes, under a spec or without; nothing is allocated."""
+
+    def make():
+        model = build()
+        if spec is not None:
+            add_lora(model, entries, spec, nnx.Rngs(0))
+        return model
+
+    return split(nnx.eval_shape(make))[0]
 
 
 def merge(graphs: Graphs, adapters: Any | None, base: Any, *, dropout_key: jax.Array | None = None) -> nnx.Module:

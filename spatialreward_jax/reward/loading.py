@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.io.peft import LoRASpec, read_adapter
+from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
-from spatialreward_jax.io.weights import Entry
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, entries, ignored
@@ -75,23 +74,12 @@ def load_judge(
     table, build = entries(config), lambda rngs: Qwen3VL(config, rngs=rngs, dtype=dtype)
     spec, adapters = read_adapter(adapter, table, abstract_net(build)[1]) if adapter else (None, None)
     place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"))
-    graph, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
-    if spec is None:
-        graphs = lora.Graphs(graph, graph)
-    else:
-        graphs = _adapted(build, table, spec)
+    _, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
+    graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)
+    if adapters is not None:
         adapters = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
     files = [*folder.glob("model*.safetensors"), *_adapter_files(adapter)]
     return JudgeNet(config, dtype, folder, fingerprint(files), base, adapters, graphs, mesh, eos, pad)
-
-
-def _adapted(build: Callable[[nnx.Rngs], Qwen3VL], table: Sequence[Entry], spec: LoRASpec) -> lora.Graphs:
-    def make():
-        model = build(nnx.Rngs(0))
-        lora.add_lora(model, table, spec, nnx.Rngs(0))
-        return model
-
-    return lora.split(nnx.eval_shape(make))[0]
 
 
 def _adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:

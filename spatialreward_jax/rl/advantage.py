@@ -62,15 +62,20 @@ def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> 
 
 
 def reward_metrics(reward, valid) -> dict[str, float]:
-    """Health of one phase's rewards: mean and std over valid samples, shares of invalid samples and of flat groups."""
+    """Health of one phase's rewards: shares of invalid samples and of flat groups, mean and std of the valid ones.
+
+    Where no sample is valid there is no `reward`, `reward_std` or `reward_group_std`: nothing stands in for them.
+    """
     valid = np.asarray(valid, bool)
     stats = group_stats(reward, valid)
     flat = (stats.count < 2) | (np.nan_to_num(stats.high - stats.low) <= CONSTANT)
     good = np.asarray(reward, np.float64)[valid]
-    return {
-        "reward": float(good.mean()) if good.size else 0.0,
-        "reward_std": float(good.std()) if good.size else 0.0,
-        "reward_group_std": float(np.nanmean(stats.std)) if good.size else 0.0,
-        "invalid_share": float(1 - valid.mean()),
-        "zero_std_share": float(flat.mean()),
+    health = {"invalid_share": float(1 - valid.mean()), "zero_std_share": float(flat.mean())}
+    if not good.size:
+        return health
+    means = {
+        "reward": float(good.mean()),
+        "reward_std": float(good.std()),
+        "reward_group_std": float(np.nanmean(stats.std)),
     }
+    return means | health

@@ -110,4 +110,4 @@ def test_reward_metrics():
     got = reward_metrics(reward, valid)
     np.testing.assert_allclose(got["reward"], np.mean([0.2, 0.4, 0.5, 0.5, 0.3]))
     np.testing.assert_allclose([got["invalid_share"], got["zero_std_share"]], [1 / 6, 2 / 3])
-    assert reward_metrics(reward, np.zeros_like(valid))["reward"] == 0
+    assert reward_metrics(reward, np.zeros_like(valid)) == {"invalid_share": 1.0, "zero_std_share": 1.0}
