@@ -1,6 +1,7 @@
 """Inputs that sampler.npz and grpo.npz share: texts, references, targets and noise of one sampling request."""
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -37,7 +38,8 @@ def read_scene(case: Case, goldens: Goldens) -> Scene:
     """Reads the inputs, encodes the references, and compares `ref_latents`, `ref_mask` and `img_mask`."""
     case.input("prompts")
     numbers = sorted(int(m[1]) for n in case.names if (m := re.fullmatch(r"noise_(\d+)", n)))
-    references = [[_reference(case, goldens, i)] for i in numbers]
+    encode = _reference_encoder(case, goldens)
+    references = [[encode(i)] for i in numbers]
     targets = [np.moveaxis(case.input(f"noise_{i}"), 0, -1) for i in numbers]
     config = goldens.transformer.config
     start, sizes = pack_images(targets, patch=config.patch_size)
@@ -55,8 +57,8 @@ def read_scene(case: Case, goldens: Goldens) -> Scene:
     return Scene(Branches(full, negative, negative.without_references()), start, mask, shapes, case.input("step_noise"))
 
 
-def _reference(case: Case, goldens: Goldens, number: int) -> np.ndarray:
-    """Latent [h, w, C] of a reference: a posterior sample with the stored noise."""
+def _reference_encoder(case: Case, goldens: Goldens):
+    """-> encode(number): latent [h, w, C] of a reference, a posterior sample with the stored noise."""
     net = goldens.autoencoder
 
     @jax.jit
@@ -64,8 +66,8 @@ def _reference(case: Case, goldens: Goldens, number: int) -> np.ndarray:
         model = net.bind(params)
         return model.to_latent(sample_posterior(*model.encode(image), noise))
 
-    image, noise = (channels_last(case.input(f"{n}_{number}")) for n in ("ref_image", "posterior_noise"))
-    return np.asarray(encode(net.params, image, noise)[0])
+    stored = lambda name, number: channels_last(case.input(f"{name}_{number}"))
+    return lambda i: np.asarray(encode(net.params, stored("ref_image", i), stored("posterior_noise", i))[0])
 
 
 def read_guidance(settings: dict) -> Guidance:
@@ -73,23 +75,28 @@ def read_guidance(settings: dict) -> Guidance:
     return Guidance(settings["text_guidance"], settings["image_guidance"], tuple(settings["guidance_range"]))
 
 
-def sample_all(policy, params, frozen, scene: Scene, times, guidance: Guidance, coef: float) -> Trajectory:
-    """Replays the stored noise and keeps every step. policy: see `rl.update`."""
-    steps = times.shape[-1] - 1
-    plan = StepPlan(np.full(steps, coef, np.float32), np.arange(steps, dtype=np.int32))
+def sampling_program(policy: Callable, scene: Scene, guidance: Guidance) -> Callable:
+    """-> sample(params, frozen, times [B, N + 1], coef): replays the stored noise and keeps every step.
+
+    policy: see `rl.update`.
+    """
 
     @jax.jit
-    def run(params, frozen, scene_arrays, times, plan):
-        branches, start, mask, noise = scene_arrays
+    def run(params, frozen, arrays, times, plan):
+        branches, start, mask, noise = arrays
         velocity = lambda x, t, cond: policy(params, frozen, x, t, cond)
-        return rollout(velocity, branches, start, times, mask, guidance=guidance, plan=plan, noise=replay_noise(noise))[
-            1
-        ]
+        noise = replay_noise(noise)
+        return rollout(velocity, branches, start, times, mask, guidance=guidance, plan=plan, noise=noise)[1]
 
-    return run(params, frozen, (scene.branches, scene.start, scene.mask, scene.step_noise), times, plan)
+    def sample(params, frozen, times: np.ndarray, coef: float) -> Trajectory:
+        steps = times.shape[-1] - 1
+        plan = StepPlan(np.full(steps, coef, np.float32), np.arange(steps, dtype=np.int32))
+        return run(params, frozen, (scene.branches, scene.start, scene.mask, scene.step_noise), times, plan)
+
+    return sample
 
 
 def states(trajectory: Trajectory) -> np.ndarray:
-    """[N + 1, B, T, C]: the states around all N steps of `sample_all`."""
+    """[N + 1, B, T, C]: the states around all N steps of a trajectory that keeps them all."""
     latents = np.moveaxis(np.asarray(trajectory.latents), 1, 0)
     return np.concatenate([latents[:, :, 0], latents[-1:, :, 1]])

@@ -22,17 +22,22 @@ def check(case: Case, goldens: Goldens) -> None:
     check_schedules(case, settings["sde"]["sigma_coef"])
     scene, guidance = editing.read_scene(case, goldens), editing.read_guidance(settings)
     policy = lambda params, frozen, x, t, cond: net.bind(params)(x, t, cond)
+    sample = editing.sampling_program(policy, scene, guidance)
+    velocities, decode = velocity_program(net.bind, scene, guidance), decoder(goldens)
     for kind in ("ode", "sde"):
         times = scene.times(settings["steps"], settings[kind]["time_shift_base"])
         coef = settings[kind].get("sigma_coef", 0.0)
-        sampled = editing.sample_all(policy, net.params, None, scene, times, guidance, coef)
+        sampled = sample(net.params, None, times, coef)
         states = editing.states(sampled)
         case.compare(f"{kind}_timesteps", times)
         case.compare(f"{kind}_latents", states)
-        case.compare(f"{kind}_velocity", velocities(net.bind, net.params, scene, sampled, guidance))
+        case.compare(f"{kind}_velocity", velocities(net.params, sampled))
         if coef:
             case.compare(f"{kind}_log_probs", sampled.logp.T)
-        compare_images(case, kind, goldens, states[-1], scene.sizes)
+        for i, size in enumerate(scene.sizes):
+            image = decode(states[-1][i], size)
+            case.compare(f"{kind}_decoded_{i}", channels_first(image))
+            case.compare(f"{kind}_image_{i}", channels_first(np.clip(image / 2 + 0.5, 0, 1)))
 
 
 def check_schedules(case: Case, coef: float) -> None:
@@ -47,10 +52,11 @@ def check_schedules(case: Case, coef: float) -> None:
             case.compare(name, sde.sigma(t[:-1], t[1:], coef, np.arange(steps) == 0))
 
 
-def velocities(
-    bind: Callable, params: Any, scene: editing.Scene, trajectory: Trajectory, guidance: Guidance | None
-) -> np.ndarray:
-    """[S, B, T, C]: the velocity at the state before each kept step, with guidance where the sampler had it."""
+def velocity_program(bind: Callable, scene: editing.Scene, guidance: Guidance | None) -> Callable:
+    """-> velocities(params, trajectory) [S, B, T, C]: at the state before each kept step, guided as the sampler was.
+
+    bind(params) is the net.
+    """
 
     @jax.jit
     def run(params, branches, x, t, on):
@@ -59,21 +65,26 @@ def velocities(
         def one(step):
             x, t, on = step
             plain = lambda: net(x, t, branches.full)
-            return (
-                plain() if guidance is None else jax.lax.cond(on, lambda: guided(net, x, t, branches, guidance), plain)
-            )
+            if guidance is None:
+                return plain()
+            return jax.lax.cond(on, lambda: guided(net, x, t, branches, guidance), plain)
 
         return jax.lax.map(one, (x, t, on))
 
-    x, t = jnp.moveaxis(trajectory.latents[:, :, 0], 1, 0), trajectory.times[..., 0].T
-    return np.asarray(run(params, scene.branches, x, t, trajectory.guided))
+    def velocities(params: Any, trajectory: Trajectory) -> np.ndarray:
+        x, t = jnp.moveaxis(trajectory.latents[:, :, 0], 1, 0), trajectory.times[..., 0].T
+        return np.asarray(run(params, scene.branches, x, t, trajectory.guided))
+
+    return velocities
 
 
-def compare_images(case: Case, kind: str, goldens: Goldens, latents: np.ndarray, sizes: list) -> None:
-    """Decodes each sample's last state [B, T, C] and compares the raw and the clamped image."""
+def decoder(goldens: Goldens) -> Callable:
+    """-> decode(latent tokens [T, C], (h, w)): the raw image [H, W, 3]."""
     net, patch = goldens.autoencoder, goldens.transformer.config.patch_size
-    decode = jax.jit(lambda params, z: net.bind(params).decode(net.bind(params).from_latent(z)))
-    for i, (height, width) in enumerate(sizes):
-        image = decode(net.params, unpack(jnp.asarray(latents[i : i + 1]), height // patch, width // patch, patch))[0]
-        case.compare(f"{kind}_decoded_{i}", channels_first(image))
-        case.compare(f"{kind}_image_{i}", channels_first(jnp.clip(image / 2 + 0.5, 0, 1)))
+    run = jax.jit(lambda params, z: net.bind(params).decode(net.bind(params).from_latent(z)))
+
+    def decode(latent: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        rows, columns = (side // patch for side in size)
+        return np.asarray(run(net.params, unpack(jnp.asarray(latent[None]), rows, columns, patch))[0])
+
+    return decode
