@@ -8,18 +8,21 @@ from absl import app, flags, logging
 from spatialreward_jax.errors import InputError
 
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
-    """Runs `main(positional arguments)` and exits with the status that it returns (0 for None).
+def run(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, *, positional: int = 0
+) -> None:
+    """Runs `main([program, *arguments without a flag])` and exits with the status that it returns (0 for None).
 
-    A wrong flag, a wrong config file, preset or key, a positional argument, and any `InputError` that `main` raises
-    are printed to stderr as one line `error: ...`, without a stack trace; the status is then 2.
+    A wrong flag, a wrong config file, preset or key, more than `positional` arguments without a flag, and any
+    `InputError` that `main` raises are printed to stderr as one line `error: ...`, without a stack trace; the status
+    is then 2.
     """
 
     def guarded(rest):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # orbax logs pages; what fails is said in one line
-        if len(rest) > 1:
-            fail(f"unexpected argument {rest[1]!r}; flags look like --name=value, see --help")
+        if len(rest) > 1 + positional:
+            fail(f"unexpected argument {rest[1 + positional]!r}; flags look like --name=value, see --help")
         try:
             return main(rest)
         except InputError as error:
