@@ -64,6 +64,14 @@ class Plan:
         at = b * self.key_blocks + j
         return jnp.clip(i, key_table[0, at], key_table[1, at])
 
+    def cost(self, inputs: Inputs, products: int) -> pl.CostEstimate:
+        """Upper bounds for a kernel that multiplies matrices `products` times per pair of blocks, none skipped."""
+        b, _, n, h = inputs.q.shape
+        pairs = b * n * self.queries * self.keys
+        width = h * inputs.q.dtype.itemsize
+        moved = b * n * width * (2 * self.queries + 2 * self.keys * self.query_blocks)
+        return pl.CostEstimate(flops=2 * products * h * pairs, transcendentals=pairs, bytes_accessed=moved)
+
     def each_case(self, query_table, key_table, b, i, j, step) -> None:
         """Runs step(masked=...) for a block pair: not at all, with the mask, or without where all is visible."""
         at, kt = b * self.query_blocks + i, b * self.key_blocks + j

@@ -110,6 +110,7 @@ def _forward(inputs, scale, interpret):
             jax.ShapeDtypeStruct((b, n, 1, plan.queries), jnp.float32),
         ],
         compiler_params=dimensions(3, 1),
+        cost_estimate=plan.cost(inputs, products=2),
         interpret=interpret,
         name="attention_forward",
     )(plan.query_table, plan.key_table, *blocks.pad(inputs, plan), plan.query_rows, plan.key_rows)
@@ -168,8 +169,8 @@ def _backward(inputs, lse, delta, grad, scale, interpret):
     rows = jnp.pad(jnp.stack([lse, delta], axis=2), ((0, 0), *queries))
     grad = jnp.pad(grad.swapaxes(1, 2).astype(inputs.q.dtype), (*queries, (0, 0)))
     args = (*blocks.pad(inputs, plan), grad, rows, plan.query_rows, plan.key_rows)
-    dq = _query_gradient(plan, args, scale, interpret)
-    dk, dv = _key_gradient(plan, args, scale, interpret)
+    dq = _query_gradient(plan, args, scale, interpret, plan.cost(inputs, products=3))
+    dk, dv = _key_gradient(plan, args, scale, interpret, plan.cost(inputs, products=4))
     keys = inputs.k.shape[1]
     return tuple(x.swapaxes(1, 2)[:, :size] for x, size in ((dq, t), (dk, keys), (dv, keys)))
 
@@ -189,7 +190,7 @@ def _gradient_specs(plan, h, query, key):
     ]
 
 
-def _query_gradient(plan, args, scale, interpret):
+def _query_gradient(plan, args, scale, interpret, cost):
     b, n, _, h = args[0].shape
     query = lambda b, n, i, j, *_: (b, n, i)
     head = key_head(n // args[1].shape[1])
@@ -206,6 +207,7 @@ def _query_gradient(plan, args, scale, interpret):
         ),
         out_shape=jax.ShapeDtypeStruct(args[0].shape, args[0].dtype),
         compiler_params=dimensions(3, 1),
+        cost_estimate=cost,
         interpret=interpret,
         name="attention_query_gradient",
     )(plan.query_table, plan.key_table, *args)
@@ -230,7 +232,7 @@ def _query_gradient_kernel(q_table, k_table, q, k, v, grad, rows, q_rows, k_rows
         dq[...] = acc[...].T.astype(dq.dtype)
 
 
-def _key_gradient(plan, args, scale, interpret):
+def _key_gradient(plan, args, scale, interpret, cost):
     b, n, _, h = args[0].shape
     kv_heads = args[1].shape[1]
     group = n // kv_heads
@@ -249,6 +251,7 @@ def _key_gradient(plan, args, scale, interpret):
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args[1:3]],
         compiler_params=dimensions(3, 2),
+        cost_estimate=cost,
         interpret=interpret,
         name="attention_key_gradient",
     )(plan.query_table, plan.key_table, *args)

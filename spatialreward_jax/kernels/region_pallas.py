@@ -83,6 +83,7 @@ def _forward(call, scale, interpret):
         ),
         out_shape=[jax.ShapeDtypeStruct((b, n, *shape), jnp.float32) for shape in out],
         compiler_params=pallas_tpu.dimensions(2, 2),
+        cost_estimate=plan.cost(call.inputs, products=1),
         interpret=interpret,
         name="region_attention",
     )(plan.query_table, plan.key_table, q, k, sets, inside, lse, plan.query_rows, plan.key_rows)

@@ -34,6 +34,7 @@ def sharding(request):
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a second process that compiles aborts
     from jax.experimental import topologies
 
     slice_ = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[request.param])
