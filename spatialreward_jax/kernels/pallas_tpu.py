@@ -11,6 +11,10 @@ position) is a row that broadcasts over sublanes; softmax reductions run over su
 the 128-fold padding that columns need. Blocks of keys that no query of a block can see are neither fetched nor
 computed, whatever the data; blocks that every query sees whole skip the mask (`blocks.py`). Head sizes need no
 padding in the program: 72, 80 and 120 are legal block widths, and the chip pads them to 128 lanes in its tiles.
+
+XLA cannot split a kernel over devices: programs for several run in a mesh context (`jax.set_mesh`), where each device
+gets its own rows and heads. Heads stay whole where query and key heads do not both divide (21 and 7 over a `tensor`
+axis of 2): the devices of that axis then do the same work, which is exact and costs only time.
 """
 
 import functools

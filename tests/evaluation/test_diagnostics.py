@@ -14,6 +14,7 @@ from spatialreward_jax.evaluation.diagnostics import (
     gini,
     head_groups,
     on_common_grid,
+    summary,
 )
 
 
@@ -86,3 +87,17 @@ def test_consistency_is_the_mean_pairwise_correlation():
     assert consistency([np.ones((4, 4)), same]) == 0
     with pytest.raises(InputError, match="at least 2"):
         consistency([same])
+
+
+def test_summary_of_many_answers():
+    rng = np.random.default_rng(3)
+    samples = [[rng.random((2, 4, 6, 9)) / 200, rng.random((2, 4, 5, 5)) / 100] for _ in range(6)]
+    rows = summary(samples, 2)
+    gaps = [diagnose(images, 2).entropy_gap.mean() for images in samples]
+    assert rows["entropy_gap"]["value"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert rows["entropy_gap"]["low"] <= rows["entropy_gap"]["value"] <= rows["entropy_gap"]["high"]
+    assert rows["entropy_gap"]["n"] == 6 and abs(rows["source_consistency"]) < 0.3
+    assert summary([samples[0], samples[0]], 2)["edited_consistency"] == pytest.approx(1)
+    assert summary(samples[:1], 2)["edited_consistency"] is None
+    with pytest.raises(InputError, match="no samples"):
+        summary([], 2)
