@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialreward_jax.kernels.attention import attention
 from spatialreward_jax.kernels.region_attention import region_attention
+from spatialreward_jax.mesh import make_mesh
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -28,8 +29,8 @@ LENGTHS = (1024, 4096, 16384)
 
 
 @pytest.fixture(scope="module", params=TOPOLOGIES)
-def sharding(request):
-    """One device of a described slice."""
+def devices(request):
+    """The devices of a described slice."""
     pytest.importorskip("libtpu", reason="the `tpu` extra is not installed")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v6e-4")
@@ -37,8 +38,13 @@ def sharding(request):
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a second process that compiles aborts
     from jax.experimental import topologies
 
-    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[request.param])
-    return NamedSharding(Mesh(np.array(slice_.devices[:1]), ("x",)), PartitionSpec())
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[request.param]).devices
+
+
+@pytest.fixture(scope="module")
+def sharding(devices):
+    """Everything on one of them."""
+    return NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
 
 
 def compiled(fn, sharding, *shapes):
@@ -78,6 +84,18 @@ def test_region_attention_compiles(sharding, dtype):
     sets, regions = (jax.ShapeDtypeStruct((1, x, 1500), y) for x, y in ((5, jnp.float32), (11, jnp.bool_)))
     program = compiled(regions_of, sharding, q, k, sets, regions, ids, positions)
     assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
+
+
+def test_four_chips_share_the_work_without_talking(devices):
+    mesh = make_mesh(2, 1, 2, devices=devices[:4])
+    by_head = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    arrays = [jax.ShapeDtypeStruct((4, 1024, n, 128), jnp.bfloat16, sharding=by_head) for n in (32, 8, 8)]
+    ids = [jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=by_row)] * 2
+    with jax.set_mesh(mesh):
+        text = jax.jit(gradients, out_shardings=by_head).lower(*arrays, *ids).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert "bf16[2,16,1024,128]" in text and not any(word in text for word in ("all-gather", "all-to-all"))
 
 
 @pytest.mark.parametrize("fn", [attend, gradients, regions_of])
