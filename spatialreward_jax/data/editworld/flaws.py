@@ -21,16 +21,19 @@ def fine(picture: np.ndarray) -> np.ndarray:
     return picture - blur(picture, _FINE)
 
 
-def degradation(picture: np.ndarray, expected: np.ndarray, usable: np.ndarray) -> tuple[float, float]:
+def degradation(
+    picture: np.ndarray, expected: np.ndarray, usable: np.ndarray, *, sure: bool = True
+) -> tuple[float, float]:
     """-> (sigma in pixels, share of blocks): what, done to `expected`, comes closest to `picture`.
 
     picture, expected: float32 [H, W, 3]; usable: bool [H, W], where the two should show the same.
+    sure: whether `expected` is exact; else only what explains most of the difference counts.
     """
     p, e = picture.mean(-1, keepdims=True), expected.mean(-1, keepdims=True)
     other = np.sqrt((blur(picture - expected, 3.0) ** 2).sum(-1)) > _OUTLIER
     same = usable & ~scipy.ndimage.binary_dilation(other, iterations=4)
     blocky = block_means(e) - e
-    best = (np.inf, 0.0, 0.0)
+    best, untouched = (np.inf, 0.0, 0.0), 0.0
     for sigma in SIGMAS:
         soft, soft_blocky = (blur(a, sigma) if sigma else a for a in (e, blocky))
         gap, direction = (p - soft)[same], soft_blocky[same]
@@ -41,8 +44,12 @@ def degradation(picture: np.ndarray, expected: np.ndarray, usable: np.ndarray) -
         rest = float(np.minimum((gap - share * direction) ** 2, _CLIP**2).sum())
         # A little in favour of less, so that rounding and clipping are no flaws.
         rest = rest * (1 + 0.01 * sigma) + 0.02 * sigma * same.sum()
+        if not sigma:
+            untouched = float(np.minimum(gap**2, _CLIP**2).sum())
         if rest < best[0]:
             best = (rest, sigma, share)
+    if not sure and best[0] > 0.4 * untouched:
+        return 0.0, 0.0
     return best[1], best[2] if best[2] > _LEAST_SHARE else 0.0
 
 

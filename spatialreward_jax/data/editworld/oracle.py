@@ -123,6 +123,10 @@ def _moved_credit(
 
 def _damage(view: View, sample: EditSample, others: list[Reading], strays: dict[int, Reading]) -> float:
     total = 0.0
+    # Where a moved shape was expected something else may have come to stand.
+    for op, goal in zip(sample.ops, view.goals):
+        if op.kind == "move" and goal.present > 0.5 and _likeness(sample.source.shapes[op.target], goal) < _ALIKE:
+            others.append(goal)
     for index, shape in enumerate(sample.source.shapes):
         free = rule.free_fields(sample.ops, index)
         seen = [view.places[index]]

@@ -119,7 +119,7 @@ class Page:
             cx, cy = left + window / 2 + offsets[best, 0], top + window / 2 + offsets[best, 1]
             if np.abs(offsets[best]).max() < _REACH:
                 break
-        return self._reading(residual, color, empty - noise, behind, best, (left, top, window), likely)
+        return self._reading(residual, color, (empty, noise), behind, best, (left, top, window), likely)
 
     def _fit(self, left, top, window, stack):
         m, m2, e, e2, em = stack
@@ -136,17 +136,14 @@ class Page:
         behind = (weight * ground).sum(0) / max(float(weight.sum()), 1e-3)
         return residual - noise, color, empty, behind, noise
 
-    def _reading(self, residual, color, empty, behind, best, frame, likely):
+    def _reading(self, residual, color, energies, behind, best, frame, likely):
         side = self.picture.shape[0]
         left, top, window = frame
+        noise = energies[1]
+        empty = energies[0] - noise
         _, offsets, names, coverage, *_ = _templates(side, self.sigma)
         area = max(float(coverage[best].sum()), 1.0)
         contrast = float(np.linalg.norm(color[best] - behind))
-        # Of pure noise, the best of so many templates explains a few pixels' worth.
-        chance = 8 * self.variance
-        gain, rest = max(empty - residual[best] - chance, 0.0), max(float(residual[best]), 0.0)
-        explained = gain / (gain + rest + chance + 16.0 * area)
-        present = float(np.clip(explained * 1.25, 0, 1) * np.clip((contrast - _FAINT) / self._clear(), 0, 1))
         scale = max(contrast, 30.0) ** 2 * area * _SHARPNESS / (1 + self.sigma) ** 2  # blur brings templates closer
         weights = np.exp(-(residual - residual[best]) / scale).reshape(len(KINDS) * len(SIZES), -1)
         joint = weights.max(1)
@@ -157,11 +154,18 @@ class Page:
         center = center_of(best)
         colors, textures = self._paint_of(names[best], center, likely)
         rivals = [int(i) for i in np.argsort(-joint)[:3] if joint[i] > 0.005]
-        if len(rivals) > 1:  # all fitted as plain ones so far: once more, with their patterns
-            finals = [int(i * weights.shape[1] + np.argmax(weights[i])) for i in rivals]
-            rests = np.array([self._rest(names[i], center_of(i), frame, likely) for i in finals])
-            joint = np.zeros_like(joint)
-            joint[rivals] = np.exp(-(rests - rests.min()) / scale)
+        # All were fitted as plain ones so far: once more, with their patterns.
+        finals = [int(i * weights.shape[1] + np.argmax(weights[i])) for i in rivals]
+        rests = np.array([self._rest(names[i], center_of(i), frame, likely) for i in finals]) - noise
+        joint = np.zeros_like(joint)
+        joint[rivals] = np.exp(-(rests - rests.min()) / scale)
+        # The best of so many templates explains a few pixels' worth of pure noise, whose energy is known roughly.
+        chance, pixels = 5 * self.variance, float(_cut(self.usable, *frame).sum())
+        doubt = self.variance * (2 * pixels**0.5 + 0.05 * pixels)
+        rest = max(min(float(rests.min()), float(residual[best])) - doubt, 0.0)
+        gain = max(empty - rest - doubt - chance, 0.0)
+        explained = gain / (gain + rest + chance / 2 + 16.0 * area)
+        present = float(np.clip(explained * 1.25, 0, 1) * np.clip((contrast - _FAINT) / self._clear(), 0, 1))
         joint = joint.reshape(len(KINDS), len(SIZES)) / joint.sum()
         kind, size = (dict(zip(words, map(float, joint.sum(axis)))) for words, axis in ((KINDS, 1), (SIZES, 0)))
         return Reading(present, kind, size, colors, textures, center[0] / side, center[1] / side)

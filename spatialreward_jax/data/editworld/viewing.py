@@ -76,6 +76,14 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(((a - b) ** 2).sum(-1))
 
 
+def _colors_left(picture: np.ndarray, tone: str) -> float:
+    """How much colour speaks against a tone that leaves none, in levels."""
+    soft = blur(picture, 2.0)
+    gray, _ = untone(soft, tone)
+    again = gray if tone == "gray" else apply_tone(gray, tone)
+    return min(float(np.quantile(_distance(soft, again), 0.98)) / 3, 25.0)
+
+
 def _smooth(picture: np.ndarray, usable: np.ndarray, sigma: float) -> np.ndarray:
     """Blurs over the usable pixels alone, so that nothing leaks in from the others."""
     weight = usable[..., None].astype(np.float32)
@@ -106,17 +114,21 @@ class Reader:
         grounds, kept, ground, exact = self._grounds(picture, gray)
         trusted = self._trusted(ground, gray, exact)
         plain = self._compose(ground, self.source.shapes, gray)
-        sigma, share = flaws.degradation(picture, plain, trusted)
+        sigma, share = flaws.degradation(picture, plain, trusted, sure=exact)
         noise, speckle = flaws.noise_levels(picture, flaws.degrade(plain, sigma, share), trusted)
         grain = 0.5 * noise + speckle
-        variance = 3 * (noise**2 + speckle**2) / (1 - share) ** 2
-        clear = flaws.undo_blocks(picture, share)
+        # Undoing blocks makes noise louder: only as far as that leaves something to read.
+        undone = min(share, max(1 - (noise + speckle) / _LOUD, 0.0))
+        variance = 3 * (noise**2 + speckle**2) / (1 - undone) ** 2
+        clear = flaws.undo_blocks(picture, undone)
         step = round(min(sigma, 2.5) * 2) / 2
         page = Page(
             clear, blur(ground, step) if step else ground, np.ones(ground.shape[:2], np.float32), step, variance, gray
         )
         places, goals = self._places(page), self._goals(page)
-        others, smudge = self._others(page, places, goals, grain if exact else _LOUD)
+        seen = [_as_shape(r) for r in (*places, *goals) if r and r.present > 0.2]
+        expected = flaws.degrade(self._compose(ground, seen, gray), sigma, share)
+        others, smudge = self._others(page, seen, picture - expected, grain if exact else _LOUD)
         found = [r for r in (*places, *(g for g in goals if g), *others) if r.present > 0.5]
         explained = self._compose(ground, [_as_shape(reading) for reading in found], gray)
         amounts = self._amounts(picture, explained, exact, [_as_shape(reading) for reading in found])
@@ -133,19 +145,35 @@ class Reader:
             by_ground[tone] = float(np.median(_distance(soft, toned)[self.open]))
         if self.new_ground or min(by_ground.values()) > 20:
             by_ground = dict.fromkeys(TONES, 0.0)
-        plain = self._compose(ground, self.source.shapes, False)
-        bodies = [shape_mask(shape, side) > 0.95 for shape in self.kept]
-        by_shape = {}
-        for tone in TONES:
-            toned = apply_tone(plain, tone)
-            gaps = [float(np.linalg.norm(picture[body].mean(0) - toned[body].mean(0))) for body in bodies]
-            by_shape[tone] = float(np.median(gaps)) if gaps else 0.0
-        # Capped: where the ground speaks clearly, a shape that was changed itself must not outweigh it.
-        fewest = min(by_shape.values())
-        by_shape = {tone: min(gap - fewest, 15.0) for tone, gap in by_shape.items()}
+        by_shape = self._tones_of_shapes(picture, ground)
+        pale = {"gray": _colors_left(picture, "gray"), "sepia": _colors_left(picture, "sepia")}
+        by_shape = {tone: gap + pale.get(tone, 0.0) for tone, gap in by_shape.items()}
         total = {tone: by_ground[tone] + by_shape[tone] for tone in TONES}
         least = min(total.values())
         return _normal({tone: gap - least for tone, gap in total.items()}, 6.0)
+
+    def _tones_of_shapes(self, picture: np.ndarray, ground: np.ndarray) -> dict[str, float]:
+        """How far the shapes' bodies, changed as asked or not at all, are from each tone."""
+        versions = [[shape] for shape in self.source.shapes]
+        for op in self.sample.ops:
+            if op.target >= 0 and op.after and op.kind not in ("move", "remove"):
+                versions[op.target].append(op.after)
+        side = self.source.side
+        drawn = []
+        for options in versions:
+            drawn.append([])
+            for shape in options:
+                body = shape_mask(shape, side) > 0.95
+                drawn[-1].append((picture[body].mean(0), body, self._compose(ground, (shape,), False)))
+        total = {}
+        for tone in TONES:
+            gaps = []
+            for options in drawn:
+                gaps.append(min(float(np.linalg.norm(m - apply_tone(p[b], tone).mean(0))) for m, b, p in options))
+            total[tone] = float(np.median(gaps))
+        # Capped: where the ground speaks clearly, a few shapes that were changed themselves must not outweigh it.
+        fewest, cap = min(total.values()), 40.0 if len(versions) > 2 else 15.0
+        return {tone: min(gap - fewest, cap) for tone, gap in total.items()}
 
     def _grounds(self, picture: np.ndarray, gray: bool):
         """-> (weights of kinds, how far the source's own ground is kept, the ground to read against, it is exact)."""
@@ -232,15 +260,19 @@ class Reader:
         y, x = np.unravel_index(int(np.argmax(inside)), inside.shape)
         return (left + x + 0.5) / side, (top + y + 0.5) / side
 
-    def _others(self, page: Page, places, goals, grain: float) -> tuple[tuple[Reading, ...], float]:
-        """Unexpected shapes, and the changed share of what is left. grain: levels that noise adds to differences."""
+    def _others(
+        self, page: Page, seen: list[Shape], rest: np.ndarray, grain: float
+    ) -> tuple[tuple[Reading, ...], float]:
+        """-> (readings of unexpected shapes, the changed share of what is left).
+
+        seen: the shapes read so far; rest: what they and the ground leave unexplained; grain: what noise adds to it.
+        """
         side = self.source.side
         known = ~self._usable().astype(bool)
         known = _grow(known, round(page.sigma) + 1)
-        for reading in (*places, *goals):
-            if reading and reading.present > 0.2:
-                known |= _grow(_mask(_as_shape(reading), side), round(page.sigma) + 2)
-        change = _distance(*(_smooth(picture, ~known, 2.0) for picture in (page.picture, page.ground)))
+        for shape in seen:
+            known |= _grow(_mask(shape, side), round(page.sigma) + 2)
+        change = np.sqrt((_smooth(rest, ~known, 2.0) ** 2).sum(-1))
         change = np.clip((change - _QUIET - grain) / (_LOUD - _QUIET), 0, 1) * ~known
         labels, count = scipy.ndimage.label(change > 0.8)
         areas = scipy.ndimage.sum_labels(np.ones_like(change), labels, np.arange(1, count + 1)) / side**2
@@ -265,7 +297,7 @@ class Reader:
                 usable |= shape_mask(shape, side) > 0.9
             if usable.sum() < 0.04 * side**2:
                 usable = self.open
-        sigma, share = flaws.degradation(picture, explained, usable if exact else _grow(usable, 2))
+        sigma, share = flaws.degradation(picture, explained, usable if exact else _grow(usable, 2), sure=exact)
         noise, speckle = flaws.noise_levels(picture, flaws.degrade(explained, sigma, share), usable)
         return {"blur": sigma * 64 / side, "blocks": share, "noise": noise, "speckle": speckle}
 
