@@ -4,45 +4,33 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.golden_checks import Case
+from spatialreward_jax.evaluation.golden_checks.grpo import check_advantages
 from spatialreward_jax.rl import advantage as module
-from spatialreward_jax.rl.advantage import group_advantage, group_stats, reward_metrics
-
-
-def grouped(arrays):
-    """The stored flat rewards on a padded [P, G] grid: (reward, valid, row and column of each flat reward)."""
-    names = arrays["reward_prompt_ids"]
-    rows = np.searchsorted(arrays["reward_group_names"], names)
-    columns = np.array([(names[:i] == name).sum() for i, name in enumerate(names)])
-    reward, valid = (
-        np.full((rows.max() + 1, columns.max() + 1), np.nan),
-        np.zeros((rows.max() + 1, columns.max() + 1), bool),
-    )
-    reward[rows, columns], valid[rows, columns] = arrays["rewards"], True
-    return reward, valid, (rows, columns)
-
-
-def error(arrays, std):
-    reward, valid, cells = grouped(arrays)
-    return np.abs(group_advantage(reward, valid, std=std)[cells] - arrays[f"reward_advantages_{std}"]).max()
+from spatialreward_jax.rl.advantage import group_advantage, reward_metrics
 
 
 @pytest.fixture
-def arrays(goldens):
-    return np.load(goldens / "grpo.npz")
+def rows(goldens):
+    """Function that compares the stored advantages and statistics -> {array: (largest error, passes)}."""
+
+    def compare():
+        with np.load(goldens / "grpo.npz") as arrays:
+            case = Case("grpo.npz", {n: arrays[n] for n in arrays.files if n.startswith("reward")}, 1e-5)
+        check_advantages(case)
+        return {row.array: (row.max_error, row.ok) for row in case.finish() if row.status == "compared"}
+
+    return compare
 
 
-@pytest.mark.parametrize("std", ["group", "batch"])
-def test_advantages_match_reference(arrays, std):
-    assert error(arrays, std) < 1e-6
+def test_reference_values(rows):
+    got = rows()
+    assert all(ok for _, ok in got.values())
+    assert got["reward_advantages_group"][0] < 1e-6 and got["reward_group_stats"][0] < 1e-12
+    assert {"reward_advantages_batch", "reward_group_names"} <= set(got)
 
 
-def test_statistics_match_reference(arrays):
-    reward, valid, _ = grouped(arrays)
-    stats = group_stats(reward, valid)
-    np.testing.assert_allclose(np.stack(stats[:4], -1), arrays["reward_group_stats"], rtol=0, atol=1e-12)
-
-
-def test_mixed_groups_are_caught(arrays, monkeypatch):
+def test_mixed_groups_are_caught(rows, monkeypatch):
     alone = module.group_stats
 
     def mixed(reward, valid):
@@ -50,7 +38,8 @@ def test_mixed_groups_are_caught(arrays, monkeypatch):
         return whole._replace(**{k: np.repeat(getattr(whole, k), len(reward)) for k in whole._fields})
 
     monkeypatch.setattr(module, "group_stats", mixed)
-    assert error(arrays, "group") > 0.1
+    error, ok = rows()["reward_advantages_group"]
+    assert error > 0.1 and not ok
 
 
 def test_groups_do_not_see_each_other():

@@ -6,41 +6,23 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.golden_checks import Case
+from spatialreward_jax.evaluation.golden_checks.grpo import compare_loss
 from spatialreward_jax.flow import sde
-from spatialreward_jax.rl import Mean, Peak, collapse, grpo_loss, kl_scale, step_weight, values
+from spatialreward_jax.rl import Mean, Peak, collapse, grpo_loss, kl_scale, step_weight
 
 CLIP = (1e-4, 5e-4)
-NAMES = {
-    "policy_loss": "policy_loss",
-    "clip_frac": "clip_fraction",
-    "approx_kl": "approx_kl",
-    "ratio_positive": "ratio_positive",
-    "ratio_negative": "ratio_negative",
-    "ratio_large_than_1": "ratio_above",
-    "ratio_small_than_1": "ratio_below",
-}
-
-
-def loss_of(old, new, adv):
-    """Metrics of flat log-probabilities [B] and advantages [B]."""
-    valid, weight = np.ones(len(adv), bool), np.ones((1, 1), np.float32)
-    return grpo_loss(new[:, None], old[:, None], np.clip(adv, -5, 5), valid, weight, clip=CLIP)
+SETTINGS = {"advantage_clip": 5.0, "clip": CLIP}
 
 
 @pytest.mark.parametrize("case", range(4))
 def test_loss_matches_reference(goldens, case):
-    arrays = np.load(goldens / "grpo.npz")
-    old, new, adv = (arrays[f"ppo{case}_{k}"] for k in ("old", "new", "adv"))
-    loss, metrics = loss_of(old, new, adv)
-    got = values(metrics)
-    for theirs, ours in NAMES.items():
-        np.testing.assert_allclose(got[ours], arrays[f"ppo{case}_{theirs}"], rtol=0, atol=1e-6, err_msg=theirs)
-    np.testing.assert_allclose(loss.value(), arrays[f"ppo{case}_policy_loss"], rtol=0, atol=1e-6)
-    for theirs, ours in (("num_positive", "positive"), ("num_negative", "negative")):
-        assert metrics[ours].total == arrays[f"ppo{case}_{theirs}"]
-    np.testing.assert_allclose(got["loss_unclipped"], arrays[f"ppo{case}_unclipped_loss"].mean(), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(got["loss_clipped"], arrays[f"ppo{case}_clipped_loss"].mean(), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(got["ratio_deviation"], np.abs(arrays[f"ppo{case}_ratio"] - 1).max(), rtol=0, atol=1e-6)
+    with np.load(goldens / "grpo.npz") as arrays:
+        stored = {n: arrays[n] for n in arrays.files if n.startswith(f"ppo{case}_")}
+    rows = Case("grpo.npz", stored, 1e-6)
+    old, new, adv = (rows.input(f"ppo{case}_{k}") for k in ("old", "new", "adv"))
+    compare_loss(rows, f"ppo{case}_", new, old, adv, SETTINGS)
+    assert len(rows.rows) == 12 and [row for row in rows.finish() if not row.ok] == []
 
 
 def test_invalid_samples_count_nowhere():
