@@ -7,6 +7,11 @@ import json
 from spatialreward_jax.data.editworld import rule
 from spatialreward_jax.data.editworld.candidates import Candidate
 from spatialreward_jax.data.editworld.edits import Op, box_1000
+from spatialreward_jax.data.editworld.language import name
+from spatialreward_jax.data.editworld.render import shape_box
+from spatialreward_jax.data.editworld.scenes import Scene
+
+GROUNDING_QUESTION = "List every shape with its box."
 
 
 def _happened(op: Op) -> list[str]:
@@ -70,7 +75,7 @@ def quality_rationale(candidate: Candidate) -> str:
     return (", ".join(words) or "sharp and clean") + "."
 
 
-def _dump(answer: dict) -> str:
+def _dump(answer: dict | list) -> str:
     return json.dumps(answer, separators=(",", ":"))
 
 
@@ -98,3 +103,13 @@ def quality_answer(candidate: Candidate) -> str:
     return _dump(
         {"reasoning": quality_rationale(candidate), "score": [round(scores.naturalness), round(scores.artifact_free)]}
     )
+
+
+def grounding_answer(scene: Scene) -> str:
+    """The answer to GROUNDING_QUESTION: every shape of one picture with its box in 0..1000, row by row from the top.
+
+    Dense grounding of single pictures is the first lesson of a judge that is trained from scratch.
+    """
+    found = [(shape_box(shape, scene.side), name(shape)) for shape in scene.shapes]
+    found.sort(key=lambda item: (round(3 * item[0][1] / scene.side), item[0][0]))
+    return _dump([{"label": label, "bbox_2d": list(box_1000(box, scene.side))} for box, label in found])

@@ -12,7 +12,17 @@ import functools
 import numpy as np
 
 from spatialreward_jax.data.editworld.artifacts import blur
-from spatialreward_jax.data.editworld.render import BODY, LIGHT, RIM, SAMPLES, accent_color, apply_tone, inside, masks
+from spatialreward_jax.data.editworld.render import (
+    BODY,
+    COLORLESS,
+    LIGHT,
+    RIM,
+    SAMPLES,
+    accent_color,
+    as_seen,
+    inside,
+    masks,
+)
 from spatialreward_jax.data.editworld.vocabulary import COLORS, KINDS, MIN_CONTRAST, SIZES, TEXTURES, textures_of
 
 _REACH, _STEP = 1.0, 0.5  # offsets of the templates in pixels
@@ -92,7 +102,7 @@ class Page:
     picture, ground: float32 [side, side, 3], the picture and what is expected behind the shapes, blurred alike.
     usable: float32 [side, side], 0 where other things may stand. sigma: blur in pixels, a multiple of 0.5.
     variance: of the noise of a pixel, summed over the colours.
-    gray: whether the picture has no colours.
+    tone: that was taken off the picture.
     """
 
     picture: np.ndarray
@@ -100,7 +110,7 @@ class Page:
     usable: np.ndarray
     sigma: float
     variance: float
-    gray: bool
+    tone: str
 
     def read(self, x: float, y: float, *, steps: int = 1, likely: tuple[str, ...] = ()) -> Reading:
         """Reads the spot around (x, y), fractions of the side.
@@ -178,7 +188,7 @@ class Page:
         color, texture = (max(weights, key=weights.get) for weights in (colors, textures))
         where = SIZES[size] * self.picture.shape[0], center[0] - left, center[1] - top, window
         alpha, body, accent, light = masks.__wrapped__(kind, texture, *where)
-        base, second = (_palette(which, self.gray)[list(COLORS).index(color)] for which in (False, True))
+        base, second = (_palette(which, self.tone)[list(COLORS).index(color)] for which in (False, True))
         tint = self._soft((alpha - body) * RIM * light + (body - accent) * light)[..., None] * base
         tint = tint + self._soft(accent * light)[..., None] * second
         drawn = tint + (1 - self._soft(alpha))[..., None] * _cut(self.ground, left, top, window)
@@ -205,7 +215,7 @@ class Page:
             np.clip(1 - self._soft(alpha), 0, 1)[..., None] * _cut(self.ground, left, top, window)
         ).reshape(-1, 3)
         rim = parts @ (self._soft((alpha - body) * light) * RIM).ravel()
-        bases, seconds = (_palette(accent, self.gray) for accent in (False, True))
+        bases, seconds = (_palette(accent, self.tone) for accent in (False, True))
         options, distances = [], []
         for texture in textures_of(kind):
             _, body, accent, light = layers[texture]
@@ -214,21 +224,21 @@ class Page:
             drawn = np.clip(first[:, None, None] * bases + second[:, None, None] * seconds + behind[:, None], 0, 255)
             distances.append(((seen[:, None] - drawn) ** 2).sum(-1).mean(0))
             options += [(color, texture) for color in COLORS]
-        return _marginals(options, np.concatenate(distances), likely if self.gray else ())
+        return _marginals(options, np.concatenate(distances), likely if self.tone in COLORLESS else ())
 
     def _clear(self) -> float:
         """Contrast above _FAINT at which a shape is fully there; without colours less is left of it."""
-        return 0.55 * MIN_CONTRAST if not self.gray else 12.0
+        return 0.55 * MIN_CONTRAST if self.tone not in COLORLESS else 12.0
 
     def _soft(self, mask: np.ndarray) -> np.ndarray:
         return blur(np.array(mask)[..., None], self.sigma)[..., 0] if self.sigma else mask
 
 
 @functools.cache
-def _palette(accent: bool, gray: bool) -> np.ndarray:
-    """-> float32 [colours, 3], all first or second colours, as they look in colour or without."""
+def _palette(accent: bool, tone: str) -> np.ndarray:
+    """-> float32 [colours, 3], all first or second colours, as they look once a tone was put on and taken off."""
     colors = np.stack([accent_color(c) if accent else np.array(COLORS[c], np.float32) for c in COLORS])
-    return apply_tone(colors, "gray") if gray else colors
+    return as_seen(colors, tone)
 
 
 def _marginals(options, distances, likely):

@@ -178,6 +178,9 @@ _TONES = {  # gain and offset of each channel; sepia's apply to the brightness
 }
 
 
+COLORLESS = ("gray", "sepia")
+
+
 def tone_terms(tone: str) -> tuple[np.ndarray, np.ndarray]:
     """-> (gain, offset), float32 [3] each, of the tones that have them."""
     return tuple(np.array(term, np.float32) for term in _TONES[tone])
@@ -187,11 +190,29 @@ def apply_tone(picture: np.ndarray, tone: str) -> np.ndarray:
     """Colour-grades a picture, float32 [..., 3] in 0..255 -> the same."""
     if tone == "natural":
         return picture
-    base = (picture @ _LUMA)[..., None] if tone in ("gray", "sepia") else picture
+    base = (picture @ _LUMA)[..., None] if tone in COLORLESS else picture
     if tone == "gray":
         return np.clip(np.broadcast_to(base, picture.shape), 0, 255).astype(np.float32)
     gain, offset = tone_terms(tone)
     return np.clip(base * gain + offset, 0, 255).astype(np.float32)
+
+
+def untone(picture: np.ndarray, tone: str) -> np.ndarray:
+    """Takes a tone off a picture again, float32 [..., 3]; of COLORLESS ones a gray picture is left."""
+    if tone == "natural":
+        return picture
+    if tone == "gray":
+        return apply_tone(picture, "gray")
+    gain, offset = tone_terms(tone)
+    plain = (picture - offset) / gain
+    if tone == "sepia":
+        plain = np.broadcast_to(plain.mean(-1, keepdims=True), picture.shape)
+    return np.clip(plain, 0, 255).astype(np.float32)
+
+
+def as_seen(picture: np.ndarray, tone: str) -> np.ndarray:
+    """What a tone leaves of a picture once it is taken off again: what was clipped stays lost."""
+    return untone(apply_tone(picture, tone), tone)
 
 
 def render_float(scene: Scene) -> np.ndarray:

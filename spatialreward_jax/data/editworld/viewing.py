@@ -12,7 +12,7 @@ from spatialreward_jax.data.editworld import flaws
 from spatialreward_jax.data.editworld.artifacts import blur
 from spatialreward_jax.data.editworld.edits import EditSample, Op
 from spatialreward_jax.data.editworld.reading import Page, Reading
-from spatialreward_jax.data.editworld.render import apply_tone, paint, render_ground, shape_mask, tone_terms
+from spatialreward_jax.data.editworld.render import apply_tone, as_seen, paint, render_ground, shape_mask, untone
 from spatialreward_jax.data.editworld.scenes import Shape
 from spatialreward_jax.data.editworld.vocabulary import GROUNDS, PLACES, TONES
 
@@ -48,20 +48,6 @@ def _normal(distances: dict[str, float], floor: float) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def untone(picture: np.ndarray, tone: str) -> tuple[np.ndarray, bool]:
-    """-> (the picture before a tone was applied, whether its colours are lost)."""
-    if tone == "natural":
-        return picture, False
-    if tone == "gray":
-        return apply_tone(picture, "gray"), True
-    gain, offset = tone_terms(tone)
-    plain = (picture - offset) / gain
-    gray = tone == "sepia"
-    if gray:
-        plain = np.repeat(plain.mean(-1, keepdims=True), 3, -1)
-    return np.clip(plain, 0, 255).astype(np.float32), gray
-
-
 def _grow(mask: np.ndarray, pixels: int) -> np.ndarray:
     return scipy.ndimage.binary_dilation(mask, iterations=pixels)
 
@@ -79,8 +65,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _colors_left(picture: np.ndarray, tone: str) -> float:
     """How much colour speaks against a tone that leaves none, in levels."""
     soft = blur(picture, 2.0)
-    gray, _ = untone(soft, tone)
-    again = gray if tone == "gray" else apply_tone(gray, tone)
+    again = apply_tone(untone(soft, tone), tone)
     return min(float(np.quantile(_distance(soft, again), 0.98)) / 3, 25.0)
 
 
@@ -110,10 +95,10 @@ class Reader:
         picture = image.astype(np.float32)
         tones = self._tones(picture)
         tone = max(tones, key=tones.get)
-        picture, gray = untone(picture, tone)
-        grounds, kept, ground, exact = self._grounds(picture, gray)
-        trusted = self._trusted(ground, gray, exact)
-        plain = self._compose(ground, self.source.shapes, gray)
+        picture = untone(picture, tone)
+        grounds, kept, ground, exact = self._grounds(picture, tone)
+        trusted = self._trusted(ground, tone, exact)
+        plain = self._compose(ground, self.source.shapes, tone)
         sigma, share = flaws.degradation(picture, plain, trusted, sure=exact)
         noise, speckle = flaws.noise_levels(picture, flaws.degrade(plain, sigma, share), trusted)
         grain = 0.5 * noise + speckle
@@ -123,14 +108,14 @@ class Reader:
         clear = flaws.undo_blocks(picture, undone)
         step = round(min(sigma, 2.5) * 2) / 2
         page = Page(
-            clear, blur(ground, step) if step else ground, np.ones(ground.shape[:2], np.float32), step, variance, gray
+            clear, blur(ground, step) if step else ground, np.ones(ground.shape[:2], np.float32), step, variance, tone
         )
         places, goals = self._places(page), self._goals(page)
         seen = [_as_shape(r) for r in (*places, *goals) if r and r.present > 0.2]
-        expected = flaws.degrade(self._compose(ground, seen, gray), sigma, share)
+        expected = flaws.degrade(self._compose(ground, seen, tone), sigma, share)
         others, smudge = self._others(page, seen, picture - expected, grain if exact else _LOUD)
         found = [r for r in (*places, *(g for g in goals if g), *others) if r.present > 0.5]
-        explained = self._compose(ground, [_as_shape(reading) for reading in found], gray)
+        explained = self._compose(ground, [_as_shape(reading) for reading in found], tone)
         amounts = self._amounts(picture, explained, exact, [_as_shape(reading) for reading in found])
         return View(tones, grounds, kept, places, goals, others, smudge, amounts)
 
@@ -164,7 +149,7 @@ class Reader:
             drawn.append([])
             for shape in options:
                 body = shape_mask(shape, side) > 0.95
-                drawn[-1].append((picture[body].mean(0), body, self._compose(ground, (shape,), False)))
+                drawn[-1].append((picture[body].mean(0), body, self._compose(ground, (shape,), "natural")))
         total = {}
         for tone in TONES:
             gaps = []
@@ -175,20 +160,20 @@ class Reader:
         fewest, cap = min(total.values()), 40.0 if len(versions) > 2 else 15.0
         return {tone: min(gap - fewest, cap) for tone, gap in total.items()}
 
-    def _grounds(self, picture: np.ndarray, gray: bool):
+    def _grounds(self, picture: np.ndarray, tone: str):
         """-> (weights of kinds, how far the source's own ground is kept, the ground to read against, it is exact)."""
         side = self.source.side
         soft = _smooth(picture, self.open, _WIDE)
         distances = {}
         for kind, ends in GROUNDS.items():
             low, high = np.array(ends, np.float32)
-            low, high = (apply_tone(end, "gray") if gray else end for end in (low, high))
+            low, high = (as_seen(end, tone) for end in (low, high))
             along = np.clip((soft - low) @ (high - low) / max(float((high - low) @ (high - low)), 1.0), 0, 1)
             distances[kind] = float(np.median(_distance(soft, low + along[..., None] * (high - low))[self.open]))
         exact = {}
         for role, scene in (("source", self.source), ("target", self.target)):
             ground = render_ground(scene.ground, side)
-            ground = apply_tone(ground, "gray") if gray else ground
+            ground = as_seen(ground, tone)
             gap = _distance(soft, _smooth(ground, self.open, _WIDE))
             exact[role] = ground, float(np.median(gap[self.open]))
         role = min(exact, key=lambda name: exact[name][1])
@@ -198,16 +183,16 @@ class Reader:
             return _normal(distances, 9.0), kept, _fit_ground(picture, self.open), False
         return _normal(distances, 9.0), kept, ground, True
 
-    def _compose(self, ground: np.ndarray, shapes, gray: bool) -> np.ndarray:
+    def _compose(self, ground: np.ndarray, shapes, tone: str) -> np.ndarray:
         picture = ground.copy()
         for shape in shapes:
             paint(picture, shape)
-        return apply_tone(picture, "gray") if gray else picture
+        return as_seen(picture, tone)
 
-    def _trusted(self, ground: np.ndarray, gray: bool, exact: bool) -> np.ndarray:
+    def _trusted(self, ground: np.ndarray, tone: str, exact: bool) -> np.ndarray:
         """Pixels that should look the same before and after, and that are known -> bool [side, side]."""
-        before = self._compose(ground, self.source.shapes, gray)
-        after = self._compose(ground, self.target.shapes, gray)
+        before = self._compose(ground, self.source.shapes, tone)
+        after = self._compose(ground, self.target.shapes, tone)
         same = ~_grow(np.abs(before - after).max(-1) > 1, 2)
         if exact:
             return same
