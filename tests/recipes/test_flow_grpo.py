@@ -1,0 +1,179 @@
+"""The main job's recipe on tiny nets, with given answers of the judge."""
+
+import importlib.util
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spatialreward_jax.data.editworld import write_requests
+from spatialreward_jax.data.requests import read_requests
+from spatialreward_jax.editor import load_nets
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.peft import read_adapter
+from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.models import omnigen2
+from spatialreward_jax.recipes.flow_grpo import FlowGRPO
+from spatialreward_jax.recipes.grpo_settings import Settings, make_reward
+from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, WeightedReward
+from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def grpo_config(preset="embedded"):
+    spec = importlib.util.spec_from_file_location("grpo", ROOT / "configs/grpo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(preset)
+
+
+def tiny_config(goldens, data, **changes):
+    config = grpo_config()
+    config.update({"editor": str(goldens / "omnigen2"), "prompts": 2, "group": 4, "sampler": {"steps": 4}})
+    config.update({"lora": {"rank": 2, "alpha": 4.0}, "data": {"path": str(data)}, "eval": {"prompts": 0}})
+    config.update(changes)
+    return config
+
+
+def given_answers(verdict):
+    """A judge whose n-th SC answer scores `verdict(n)` of 25 (None: unreadable)."""
+    number = itertools.count()
+
+    def answer(question):
+        value = verdict(next(number)) if question.stream == "sc" else 20.0
+        if value is None:
+            return "I cannot say."
+        reply = {"reasoning": "<|global|> as asked", "score": [value, value]}
+        return json.dumps(reply | ({"edit_region": []} if question.stream == "sc" else {}))
+
+    return RewardModel(FunctionAnswerer(answer))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_requests(tmp_path_factory.mktemp("world") / "data", "train", 8, 0)
+
+
+def make(goldens, data, workdir, verdict, *, mesh=None, dtype="float32", **changes):
+    settings = Settings.from_config(tiny_config(goldens, data, dtype=dtype, **changes), workdir)
+    nets = load_nets(settings.editor, dtype=dtype, mesh=mesh or make_mesh(devices=jax.devices()[:1]))
+    backends = {"judge": JudgeBackend(given_answers(verdict)), "guards": GuardsBackend()}
+    reward = WeightedReward(backends, {"judge": 1.0, "guards": 0.0})
+    return FlowGRPO(settings, read_requests(settings.data), nets, reward, workdir)
+
+
+def varied(number):
+    return float(number * 7 % 25)
+
+
+def one_phase(task):
+    state = task.init(jax.random.key(0))
+    before = jax.device_get(state.params)
+    state, metrics = task.step(state, next(task.batches()))
+    moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)))
+    return state, {k: float(v.value() if hasattr(v, "value") else v) for k, v in metrics.items()}, moved
+
+
+def test_given_answers_reach_the_parameters_and_the_first_ratios_are_one(goldens, data, tmp_path):
+    task = make(goldens, data, tmp_path, lambda n: None if n == 3 else varied(n))
+    state, metrics, moved = one_phase(task)
+    assert metrics["invalid_share"] == 1 / 8
+    assert metrics["update1/grad_norm"] > 0 and metrics["update1/update_norm"] > 0 and moved > 0
+    assert task.first_deviation <= 1e-6 and metrics["update1/clip_fraction"] == 0
+    assert metrics["update2/ratio_deviation"] > 0, "the second update is off-policy by the first"
+    assert {"reward/judge/reward", "reward/guards/reward", "reward/guards/outside_change"} <= metrics.keys()
+    assert int(state.step) == 2
+    task.export(state)
+    spec, adapters = read_adapter(tmp_path / "adapter", omnigen2.ENTRIES, task.nets.transformer.params)
+    assert (spec.rank, spec.alpha, set(spec.targets)) == (2, 4.0, set(task.nets.spec.targets))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, adapters, jax.device_get(state.params))))
+    assert load_file(tmp_path / "adapter/pytorch_lora_weights.safetensors").keys()
+
+
+def test_identical_rewards_teach_nothing(goldens, data, tmp_path):
+    _, metrics, _ = one_phase(make(goldens, data, tmp_path, lambda n: 20.0))
+    assert metrics["zero_std_share"] == 1
+    assert metrics["update1/loss"] == metrics["update1/grad_norm"] == 0
+
+
+def test_no_valid_answer_gives_no_reward_and_no_gradient(goldens, data, tmp_path):
+    _, metrics, _ = one_phase(make(goldens, data, tmp_path, lambda n: None))
+    assert metrics["invalid_share"] == 1 and "reward" not in metrics
+    assert metrics["update1/grad_norm"] == 0
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_give_the_same_losses_and_gradients(goldens, data, tmp_path):
+    found = []
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(data=4, fsdp=2)):
+        task = make(goldens, data, tmp_path, varied, mesh=mesh, recipe="parity", kl_weight=0.04)
+        found.append(one_phase(task)[1])
+    for name in ("update1/loss", "update1/grad_norm", "update1/policy_loss", "reward"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+def test_low_precision_falls_back_to_the_training_programs_own_log_probabilities(goldens, data, tmp_path):
+    task = make(goldens, data, tmp_path, varied, dtype="bfloat16")
+    one_phase(task)
+    assert task.first_deviation <= 2e-5
+    assert task.record()["recompute"] in (True, False)
+
+
+@pytest.mark.slow
+def test_all_parameters_can_be_trained_against_a_frozen_reference(goldens, data, tmp_path):
+    config = {"lora": {"rank": 0}, "kl_weight": 0.04, "kl_form": "sample"}
+    task = make(goldens, data, tmp_path, varied, **config)
+    state, metrics, moved = one_phase(task)
+    assert moved > 0 and metrics["update1/kl"] == 0 and metrics["update2/kl"] > 0
+    task.export(state)
+    assert (tmp_path / "transformer/diffusion_pytorch_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, tmp_path):
+    whole = one_phase(make(goldens, data, tmp_path, varied, updates_per_phase=1))[1]
+    cut = {"updates_per_phase": 1, "sample_prompts": 1, "micro": (2, 2)}
+    parts = one_phase(make(goldens, data, tmp_path, varied, **cut))[1]
+    for name in ("update1/loss", "update1/grad_norm", "reward"):
+        np.testing.assert_allclose(whole[name], parts[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"editor": ""}, r"give --config\.editor"),
+        ({"group": 1}, "use at least 2"),
+        ({"prompts": 3, "updates_per_phase": 2}, "no multiple of updates_per_phase"),
+        ({"micro": (1, 3)}, "do not divide into 3"),
+        ({"recipe": "best"}, "choose one of parity, window"),
+        ({"sampler": {"sigma": 0.0}}, "stochastic"),
+        ({"sampler": {"negative": "none"}}, "choose one of"),
+        ({"window_span": (0.0, 1.0)}, "crosses the end of guidance"),
+    ],
+)
+def test_settings_that_cannot_be_get_one_clear_line(goldens, data, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        Settings.from_config(tiny_config(goldens, data, **changes), tmp_path)
+
+
+def test_rewards_need_known_backends_and_a_judge(goldens):
+    config, mesh = grpo_config("omnigen2"), make_mesh()
+    with pytest.raises(InputError, match=r"give --config\.judge\.model"):
+        make_reward(config, mesh)
+    with config.unlocked():
+        config.rewards.taste = 1.0
+    with pytest.raises(InputError, match="taste is unknown; choose among judge, guards"):
+        make_reward(config, mesh)
+
+
+def test_presets_are_complete():
+    assert jnp.isclose(grpo_config("omnigen2").lr, 4e-4)
+    with pytest.raises(ValueError, match="choose one of embedded, omnigen2"):
+        grpo_config("laptops")
