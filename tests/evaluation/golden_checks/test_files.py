@@ -33,6 +33,7 @@ def test_sharded_checkpoints(goldens, tmp_path):
     assert all(row.ok for row in check_file(Goldens(tmp_path), "vae.npz"))
 
 
+@pytest.mark.slow
 def test_lost_alpha_is_noticed(goldens, tmp_path):
     """An adapter at scale 1 instead of alpha / rank = 2 must not pass."""
     shutil.copytree(goldens / "lora", tmp_path / "lora")
