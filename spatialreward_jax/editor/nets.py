@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.huggingface import PreTrainedTokenizerBase, load_tokenizer
 from spatialreward_jax.io.peft import LoRASpec, read_adapter
 from spatialreward_jax.io.pretrained import Placement, default_dtype, load_net, read_json, resolve
 from spatialreward_jax.mesh import make_mesh
@@ -58,10 +58,9 @@ class EditorNets:
 
     def add_adapters(self, spec: LoRASpec, seed: int) -> None:
         """Attaches new adapters to the transformer: A random, B zero, so that the net is unchanged at first."""
-        self._attach(spec)
-        model = nnx.merge(self.transformer.graph.plain, self.transformer.params)
-        lora.add_lora(model, omnigen2.ENTRIES, spec, nnx.Rngs(seed))
-        self.adapters = self._place(lora.split(model)[1])
+        net = self.transformer
+        net.graph, adapters = lora.new_adapters(net.graph.plain, net.params, omnigen2.ENTRIES, spec, seed)
+        self.spec, self.adapters = spec, self._place(adapters)
 
     def read_adapter(self, path: str | pathlib.Path, alpha: float | None = None) -> None:
         """Attaches an adapter from a PEFT or diffusers file. Raises InputError when it is for another net."""
@@ -86,6 +85,7 @@ def load_nets(
     alpha: float | None = None,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    scratch: tuple[tuple[str, int], ...] = (),
 ) -> EditorNets:
     """Loads `transformer/`, `vae/`, `mllm/` and `processor/` of a folder, or the embedded editor.
 
@@ -95,6 +95,7 @@ def load_nets(
       alpha: of an adapter that does not carry it.
       dtype: of transformer and text tower; by default bfloat16, on CPU float32.
       mesh: by default all devices on the axis `data`.
+      scratch: (part, seed) pairs; these of "transformer", "vae" and "mllm" are drawn from the seed instead of read.
 
     Raises:
       InputError: something is missing or belongs to another architecture.
@@ -111,19 +112,20 @@ def load_nets(
             f"{folder}: transformer wants text of width {flow.text_feat_dim} and {flow.in_channels} latent channels, "
             f"mllm and vae give {text.text.dim} and {image.latent_channels}: they belong to different editors"
         )
-    place = Placement(mesh, dtype, seeded=str(path) == "embedded")
+    seeds, place = dict(scratch), Placement(mesh, dtype, seeded=str(path) == "embedded")
+    at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in configs}
     graph, params = load_net(
         lambda rngs: omnigen2.OmniGen2Transformer(flow, rngs=rngs),
         folder / "transformer",
         omnigen2.STEM,
         lambda names: omnigen2.ENTRIES,
         omnigen2.SHARDING,
-        place,
+        at["transformer"],
     )
     nets = EditorNets(
         transformer=Net(lora.Graphs(graph, graph), params, flow),
-        vae=_load_vae(folder, image, dataclasses.replace(place, dtype=jnp.float32)),
-        text=_load_text(folder, text, place),
+        vae=_load_vae(folder, image, dataclasses.replace(at["vae"], dtype=jnp.float32)),
+        text=_load_text(folder, text, at["mllm"]),
         tokenizer=load_tokenizer(folder / "processor"),
         mesh=mesh,
         dtype=dtype,
@@ -147,18 +149,3 @@ def _load_text(folder: pathlib.Path, config: qwen2_5_text.Qwen2_5TextConfig, pla
     table = lambda names: qwen2_5_text.entries(config, names)
     rules, ignore = qwen2_5_text.SHARDING, qwen2_5_text.IGNORED
     return Net(*load_net(build, folder / "mllm", "model", table, rules, place, ignore=ignore), config=config)
-
-
-def load_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, padding on the right. Raises InputError when it has none, or no chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise InputError(f"{folder} holds no readable tokenizer: {str(error).splitlines()[0]}") from None
-    template = folder / "chat_template.json"
-    if template.exists():  # the processor's own, which the published folder means
-        tokenizer.chat_template = read_json(template)["chat_template"]
-    if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer in {folder} has no chat template")
-    tokenizer.padding_side = "right"
-    return tokenizer

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from spatialreward_jax.data.buckets import Buckets, pad_rows
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.huggingface import PreTrainedTokenizerBase
 
 EDIT_SYSTEM = "You are a helpful assistant that generates high-quality images based on user instructions."
 """System turn under which the published editor was trained (interface data of OmniGen2's `pipeline_omnigen2.py`)."""
@@ -20,10 +20,14 @@ LONG_NEGATIVE = (
 )
 """Negative text that the published inference script uses (interface data of OmniGen2's `inference.py`)."""
 
+DROPPED_SYSTEM = "You are a helpful assistant that generates images."
+"""System turn where supervised training leaves the text out (interface data of OmniGen2's training data set)."""
+
 NEGATIVES = {
     "long": (EDIT_SYSTEM, LONG_NEGATIVE),
     "empty": (EDIT_SYSTEM, ""),
     "default": (DEFAULT_SYSTEM, ""),
+    "dropped": (DROPPED_SYSTEM, ""),
 }
 """Negative conditioning by name: (system turn, user turn)."""
 

@@ -30,6 +30,17 @@ def resolve(path: str | pathlib.Path, kind: str) -> pathlib.Path:
     return folder
 
 
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".msgpack", ".h5")
+
+
+def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies what stands beside the weights of a checkpoint (configurations, tokenizer, ...), links followed."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            (target / file.name).write_bytes(file.read_bytes())
+
+
 def read_json(file: pathlib.Path) -> dict[str, Any]:
     """A parsed JSON object. Raises InputError when it is missing or broken."""
     try:
@@ -61,11 +72,13 @@ class Placement:
       dtype: of the parameters.
       seeded: a folder that ships no weights gets random ones from a fixed seed (the embedded nets before training)
         instead of an error.
+      scratch: draw the weights from this seed, whatever the folder ships; None reads them.
     """
 
     mesh: jax.sharding.Mesh
     dtype: Any
     seeded: bool = False
+    scratch: int | None = None
 
 
 def load_net(
@@ -94,21 +107,23 @@ def load_net(
     """
     graph, abstract = abstract_net(build, place.dtype)
     where = shardings(abstract, rules, place.mesh)
+    if place.scratch is not None:
+        return graph, _random(build, where, place.dtype, place.scratch)
     try:
         files = CheckpointFiles.open(folder, stem)
     except InputError:
         if not place.seeded:
             raise
         logging.warning("%s ships no weights yet: they are random, from seed 0", folder.relative_to(ASSETS))
-        return graph, _random(build, where, place.dtype)
+        return graph, _random(build, where, place.dtype, 0)
     return graph, load_params(files, table(list(files.files)), abstract, shardings=where, ignore=ignore)
 
 
-def _random(build, where, dtype):
-    """Parameters drawn from seed 0; no array ever exists unsharded."""
+def _random(build, where, dtype, seed):
+    """Parameters drawn from a seed; no array ever exists unsharded."""
 
     def init():
-        params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(0))))
+        params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed))))
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     return jax.jit(init, out_shardings=where)()

@@ -87,6 +87,15 @@ def graphs_of(build: Callable[[], nnx.Module], entries: Sequence[Entry], spec: L
     return split(nnx.eval_shape(make))[0]
 
 
+def new_adapters(
+    plain: nnx.GraphDef, params: Any, entries: Sequence[Entry], spec: LoRASpec, seed: int
+) -> tuple[Graphs, dict]:
+    """(graphs, new adapters) for a net without any: A random, B zero, so that the net is unchanged at first."""
+    model = nnx.merge(plain, params)
+    add_lora(model, entries, spec, nnx.Rngs(seed))
+    return split(model)[:2]
+
+
 def merge(graphs: Graphs, adapters: Any | None, base: Any, *, dropout_key: jax.Array | None = None) -> nnx.Module:
     """The adapted net, or with `adapters` None the net without them.
 

@@ -5,17 +5,16 @@ Everything goes through `transformers` without torch. Source of the conventions:
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.huggingface import Qwen2VLImageProcessorPil, load_tokenizer, smart_resize
+from spatialreward_jax.io.pretrained import read_json
 from spatialreward_jax.reward.pixels import PixelPolicy, pixel_policy
 
 IMAGE_PAD = "<|image_pad|>"
@@ -47,12 +46,8 @@ class Processor:
         """Reads the folder. Raises InputError naming what is missing."""
         folder = pathlib.Path(folder)
         self.policy = pixel_policy(policy) if isinstance(policy, str) else policy
-        settings = _read_json(folder, "preprocessor_config.json")
-        if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-            raise InputError(f"{folder} has no tokenizer (tokenizer.json): give a complete checkpoint folder")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if not self.tokenizer.chat_template:
-            self.tokenizer.chat_template = _read_json(folder, "chat_template.json")["chat_template"]
+        settings = read_json(folder / "preprocessor_config.json")
+        self.tokenizer = load_tokenizer(folder)
         self.image_pad = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         if self.image_pad is None or self.tokenizer.convert_ids_to_tokens(self.image_pad) != IMAGE_PAD:
             raise InputError(f"the tokenizer in {folder} has no token {IMAGE_PAD}: it is not a Qwen-VL tokenizer")
@@ -132,14 +127,3 @@ def image_key(image: np.ndarray) -> str:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image))
     return digest.hexdigest()
-
-
-def _read_json(folder: pathlib.Path, name: str) -> dict:
-    if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist")
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as why:
-        raise InputError(f"{folder} has no {name}: give a complete checkpoint folder in Hugging Face layout") from why
-    except ValueError as why:
-        raise InputError(f"{folder / name} is no readable JSON: {why}") from why

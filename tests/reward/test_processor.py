@@ -83,7 +83,7 @@ def test_errors(folder, processor, tmp_path):
         processor.tokens("paint it <|image_pad|> red", [])
     with pytest.raises(InputError, match="too narrow"):
         processor.patches(np.zeros((4, 900, 3), np.uint8))
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is missing"):
         Processor(tmp_path / "nowhere")
     with pytest.raises(InputError, match="preprocessor_config"):
         Processor(tmp_path)

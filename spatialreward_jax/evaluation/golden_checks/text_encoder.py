@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from spatialreward_jax.editor.nets import load_tokenizer
 from spatialreward_jax.editor.prompts import tokenize
 from spatialreward_jax.evaluation.golden_checks.case import Case
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens
+from spatialreward_jax.io.huggingface import load_tokenizer
 
 
 def check(case: Case, goldens: Goldens) -> None:
