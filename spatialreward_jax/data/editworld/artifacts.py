@@ -49,10 +49,13 @@ def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
     kernel /= kernel.sum()
     for axis in (0, 1):
-        pad = [(radius, radius) if i == axis else (0, 0) for i in range(picture.ndim)]
-        padded = np.pad(picture, pad, mode="symmetric")
         size = picture.shape[axis]
-        picture = sum(k * np.take(padded, np.arange(i, i + size), axis) for i, k in enumerate(kernel))
+        padded = np.moveaxis(picture, axis, 0)
+        padded = np.pad(padded, [(radius, radius)] + [(0, 0)] * (picture.ndim - 1), mode="symmetric")
+        total = kernel[0] * padded[:size]
+        for i in range(1, 2 * radius + 1):
+            total += kernel[i] * padded[i : i + size]
+        picture = np.moveaxis(total, 0, axis)
     return picture
 
 

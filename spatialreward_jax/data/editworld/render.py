@@ -68,7 +68,7 @@ def _accent(texture: str, u, v):
     return np.zeros(u.shape, bool)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=2048)
 def masks(kind: str, texture: str, diameter: float, dx: float, dy: float, window: int) -> tuple[np.ndarray, ...]:
     """Coverage of a shape in a square window of pixels.
 
