@@ -33,7 +33,7 @@ def picture():
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_editor_resize_equals_the_reference(goldens, index):
-    arrays = np.load(goldens / "editor_resize.npz")
+    arrays = np.load(goldens / "image_processing.npz")
     got = images.resize_for_editor(arrays[f"image_{index}"])
     np.testing.assert_array_equal(got, arrays[f"omnigen2_resized_{index}"])
 
