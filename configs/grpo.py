@@ -30,7 +30,7 @@ PRESETS = {  # what runs where; everything else below is the recipe
         "lora": {"rank": 8, "alpha": 16.0},
         "lr": 1e-3,
         "judge": {"model": "embedded", "max_new_tokens": 32},
-        "rewards": {"judge": 0.5, "guards": 0.5},
+        "rewards": {"judge": 0.5, "guards": 0.5, "oracle": 0.0},
         "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
         "eval": {"prompts": 4},
     },

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from spatialreward_jax.data.editworld import write_requests
+from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.pipeline import EditorSize
 from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
@@ -139,8 +140,13 @@ def _data_path(data: str, workdir: pathlib.Path, seed: int) -> str:
     return str(write_requests(workdir / "data", "train", EDITWORLD_REQUESTS, seed)) if data == "editworld" else data
 
 
-def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> WeightedReward:
+def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> WeightedReward:
     """The weighted sum of the config's reward backends; the judge is loaded onto the mesh.
+
+    Args:
+      config: as in `configs/grpo.py`.
+      mesh: the devices.
+      requests: path of the edit requests, in which the oracle finds EditWorld's truth.
 
     Raises:
       InputError: an unknown backend, weights that cannot be, or a judge that does not load.
@@ -165,7 +171,12 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh) -> WeightedReward:
             )
         )
 
-    makers = {"judge": load_judge, "guards": GuardsBackend}
+    def load_oracle():
+        if config.data.path != "editworld":
+            raise InputError("rewards.oracle knows the truth of --config.data.path=editworld alone: drop it")
+        return Oracle.from_requests(requests)
+
+    makers = {"judge": load_judge, "guards": GuardsBackend, "oracle": load_oracle}
     weights = {name: float(weight) for name, weight in config.rewards.items()}
     unknown = sorted(set(weights) - set(makers))
     if unknown:

@@ -166,11 +166,15 @@ def test_settings_that_cannot_be_get_one_clear_line(goldens, data, tmp_path, cha
 def test_rewards_need_known_backends_and_a_judge(goldens):
     config, mesh = grpo_config("omnigen2"), make_mesh()
     with pytest.raises(InputError, match=r"give --config\.judge\.model"):
-        make_reward(config, mesh)
+        make_reward(config, mesh, "")
     with config.unlocked():
         config.rewards.taste = 1.0
-    with pytest.raises(InputError, match="taste is unknown; choose among judge, guards"):
-        make_reward(config, mesh)
+    with pytest.raises(InputError, match="taste is unknown; choose among judge, guards, oracle"):
+        make_reward(config, mesh, "")
+    with config.unlocked():
+        config.rewards = {"oracle": 1.0}
+    with pytest.raises(InputError, match="editworld alone"):
+        make_reward(config, mesh, "")
 
 
 def test_presets_are_complete():
