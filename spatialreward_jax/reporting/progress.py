@@ -85,14 +85,15 @@ class Progress:
         self._reported = 0
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes that `step` (1 = first) is done, and says so if it is time."""
+        """Notes that `step` (1 = first) is done, and says so if it is time; "group/name" is left to TensorBoard."""
         self._marks.append((step, self._busy()))
         now = self._clock()
         if step not in (self._first, self._steps) and now - self._last_said < self._every:
             return
         self._last_said = now
         per_step = self.seconds_per_step()
-        parts = [f"step {step}/{self._steps}", *(f"{name} {_number(value)}" for name, value in metrics.items())]
+        shown = [f"{name} {_number(value)}" for name, value in metrics.items() if "/" not in name]
+        parts = [f"step {step}/{self._steps}", *shown]
         parts += [f"{per_step:.3g} s/step", f"ETA {duration(per_step * (self._steps - step))}"]
         if self._compile.programs > self._reported:
             parts.append(f"compiled {self._compile.programs} programs in {duration(self._compile.seconds)}")
