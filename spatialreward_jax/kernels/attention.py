@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.kernels import cudnn, pallas_tpu, xla
@@ -20,6 +21,9 @@ from spatialreward_jax.kernels.masking import Segments
 from spatialreward_jax.kernels.xla import Inputs
 
 BACKENDS = ("pallas_tpu", "cudnn", "xla")
+
+KEPT = "attention"
+"""Name of the output and its log-sum-exp for `jax.checkpoint` policies: kept, the backward pass attends once less."""
 
 
 def attention(
@@ -92,8 +96,20 @@ def _attend(options: _Options, inputs: Inputs):
 
 
 def _attend_fwd(options, inputs):
-    out, lse = _run(options, inputs, "forward", inputs)
+    inputs = _tied(inputs)
+    out, lse = (checkpoint_name(x, KEPT) for x in _run(options, inputs, "forward", inputs))
     return (out, lse), (inputs, out, lse)
+
+
+def _tied(inputs):
+    """The same values, with masks that seem to depend on q; XLA removes the product with 0.
+
+    Else a rematerialised loop over layers finds that segments and positions are known before it starts, and keeps for
+    it what a backend makes of them: in plain XLA a T x S mask.
+    """
+    zero = inputs.q[0, 0, 0, 0].astype(jnp.int32) * 0
+    segments, positions = jax.tree.map(lambda x: x + zero, (inputs.segments, inputs.positions))
+    return inputs._replace(segments=segments, positions=positions)
 
 
 def _attend_bwd(options, saved, grads):

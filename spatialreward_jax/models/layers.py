@@ -5,12 +5,14 @@ natural shape (`[D, N, H]`), so that einsums, shardings and checkpoint tables re
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from spatialreward_jax.io import int8
 
 Shape = int | tuple[int, ...]
 
@@ -23,6 +25,7 @@ class Linear(nnx.Module):
     """Contracts the trailing `in_shape` axes of x: [..., *in_shape] -> [..., *out_shape].
 
     `kernel` is [*in_shape, *out_shape], `bias` (if any) [*out_shape]. `lora`, if set by `models.lora.add_lora`, adds.
+    After `quantize_linears` the kernel is int8 in steps of `kernel_scale` [*out_shape].
     """
 
     def __init__(
@@ -32,15 +35,35 @@ class Linear(nnx.Module):
         scale = math.prod(self.in_shape) ** -0.5
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), self.in_shape + self.out_shape, dtype))
         self.bias = nnx.Param(jnp.zeros(self.out_shape, dtype)) if bias else None
+        self.kernel_scale = nnx.data(None)
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), len(self.in_shape))
+        kernel, axes = self.kernel[...].astype(x.dtype), len(self.in_shape)
+        if self.kernel_scale is None:
+            y = jnp.tensordot(x, kernel, axes)
+        else:  # integers up to 127 are exact in any dtype; scaling what comes out keeps the cast within the product
+            y = jnp.tensordot(x, kernel, axes, preferred_element_type=jnp.float32)
+            y = (y * self.kernel_scale[...]).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
-            y = y + self.lora(x, len(self.in_shape))
+            y = y + self.lora(x, axes)
         return y
+
+
+def quantize_linears(model: nnx.Module) -> nnx.Module:
+    """Makes every kernel of a `Linear` int8 (see `io.int8`), stacked or not, in place; -> model.
+
+    Embeddings, norms, biases, convolutions and adapters stay. Works under `nnx.eval_shape` too.
+    """
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, Linear):
+            kernel, inputs = layer.kernel[...], len(layer.in_shape)
+            lead = kernel.ndim - inputs - len(layer.out_shape)
+            values, scale = int8.quantize(kernel, range(lead, lead + inputs), jnp)
+            layer.kernel, layer.kernel_scale = nnx.Param(values), nnx.Param(scale)
+    return model
 
 
 class Embedding(nnx.Module):
@@ -132,11 +155,11 @@ def stack_blocks(make_block: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs
 
 
 def scan_blocks(
-    blocks: nnx.Module, call: Callable, carry: Any, xs: Any = None, *, remat: bool = True
+    blocks: nnx.Module, call: Callable, carry: Any, xs: Any = None, *, remat: bool = True, keep: Sequence[str] = ()
 ) -> tuple[Any, Any]:
     """Runs stacked blocks in order: `call(block, carry, xs of this layer) -> (carry, y)`; returns (carry, stacked ys).
 
-    With `remat` the backward pass keeps only each block's inputs.
+    With `remat` the backward pass keeps only each block's inputs, and what `checkpoint_name` gives a name in `keep`.
     """
     graph, params = nnx.split(blocks)
 
@@ -145,5 +168,6 @@ def scan_blocks(
         return call(nnx.merge(graph, params), carry, xs)
 
     # A scan body is never merged with its surroundings, so the barriers against it would only cost.
-    layer = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+    policy = jax.checkpoint_policies.save_only_these_names(*keep)
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=policy) if remat else layer
     return jax.lax.scan(layer, carry, (params, xs))

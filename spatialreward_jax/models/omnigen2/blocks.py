@@ -7,7 +7,9 @@ Where a mesh has a `tensor` axis, the MLP is split over its inner width and ever
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from spatialreward_jax.kernels import attention as kernel
 from spatialreward_jax.kernels.attention import attention
 from spatialreward_jax.mesh import BATCH, constrain
 from spatialreward_jax.models.layers import Linear, RMSNorm
@@ -15,6 +17,10 @@ from spatialreward_jax.models.omnigen2.config import OmniGen2Config
 from spatialreward_jax.models.omnigen2.rope import rotate
 
 QK_EPS = 1e-5
+
+KEPT = (kernel.KEPT, "mlp")
+"""What the backward pass keeps besides each block's input (`scan_blocks`): outputs of attention and MLP, three times
+the memory. The sandwich norms need both, and so a third of a block's multiplications is not done twice."""
 
 
 class Attention(nnx.Module):
@@ -46,7 +52,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = jax.nn.silu(self.gate(x)) * self.up(x)
-        return self.down(constrain(inner, BATCH, None, "tensor"))
+        return checkpoint_name(self.down(constrain(inner, BATCH, None, "tensor")), KEPT[1])
 
 
 class Block(nnx.Module):

@@ -8,7 +8,7 @@ from flax import nnx
 from spatialreward_jax.mesh import BATCH, constrain
 from spatialreward_jax.models.layers import LayerNorm, Linear, RMSNorm, scan_blocks, stack_blocks
 from spatialreward_jax.models.omnigen2 import rope
-from spatialreward_jax.models.omnigen2.blocks import Block
+from spatialreward_jax.models.omnigen2.blocks import KEPT, Block
 from spatialreward_jax.models.omnigen2.config import MAX_REFERENCES, TIME_CHANNELS, OmniGen2Config
 from spatialreward_jax.models.omnigen2.packing import zero_padding
 from spatialreward_jax.models.omnigen2.types import Conditioning
@@ -118,18 +118,18 @@ class OmniGen2Transformer(nnx.Module):
         def layer(block, h, _):
             return block(h, segments, joint_phase, time), None
 
-        h, _ = scan_blocks(self.layers, layer, constrain(parts.joint(), BATCH, "tensor", None))
+        h, _ = scan_blocks(self.layers, layer, constrain(parts.joint(), BATCH, "tensor", None), keep=KEPT)
         return zero_padding(self.head(h[:, -tokens:], time), masks.target)
 
     def _refine_text(self, text, mask, phase):
         segments = mask.astype(jnp.int32)
         call = lambda block, h, _: (block(h, segments, phase), None)
-        return scan_blocks(self.context_refiner, call, self.caption(text))[0]
+        return scan_blocks(self.context_refiner, call, self.caption(text), keep=KEPT)[0]
 
     def _refine_target(self, x, mask, phase, time):
         segments = mask.astype(jnp.int32)
         call = lambda block, h, _: (block(h, segments, phase, time), None)
-        return scan_blocks(self.noise_refiner, call, self.x_embedder(x))[0]
+        return scan_blocks(self.noise_refiner, call, self.x_embedder(x), keep=KEPT)[0]
 
     def _refine_refs(self, refs, mask, phase, time):
         """[B, R, Tr, C] -> [B, R, Tr, D]; the scan runs over B * R rows, so that no reference sees another."""
@@ -140,4 +140,4 @@ class OmniGen2Transformer(nnx.Module):
         rows = lambda x: x.reshape(b * r, *x.shape[2:])
         segments, phase = rows(mask).astype(jnp.int32), rows(phase)
         call = lambda block, h, _: (block(h, segments, phase, time, copies=r), None)
-        return scan_blocks(self.ref_refiner, call, rows(h))[0].reshape(b, r, length, -1)
+        return scan_blocks(self.ref_refiner, call, rows(h), keep=KEPT)[0].reshape(b, r, length, -1)
