@@ -42,6 +42,7 @@ class EditRequest:
         key: 31-bit number made of the instruction and the image paths as written: folds into random keys, so that
             noise depends neither on the batch nor on where the data set lies.
         where: "file:line" that error messages name.
+        output: path of the edited image, for supervised training; None where the data does not name one.
     """
 
     instruction: str
@@ -51,20 +52,25 @@ class EditRequest:
     target_size: tuple[int, int] | None = None
     key: int = 0
     where: str = ""
+    output: pathlib.Path | None = None
 
 
-def read_requests(path: str, *, tasks: Sequence[str] = (), check: str = "decode") -> tuple[EditRequest, ...]:
+def read_requests(
+    path: str, *, tasks: Sequence[str] = (), check: str = "decode", outputs: bool = False
+) -> tuple[EditRequest, ...]:
     """Reads and checks all requests of a `.jsonl` file or of a folder, before anything expensive starts.
 
     A `.jsonl` file has one object a line: `instruction`, `input_images` (paths relative to the file, or absolute), and
-    optionally `task_type`, `meta_data` (a JSON string, or an object, whose `instruction` the reward reads) and
-    `target_img_size` ([width, height]). A folder holds either such a file named `instructions.jsonl`, or images each
-    with a text file of the same stem beside it, one instruction a line (`cat.jpg`, `cat.txt`).
+    optionally `task_type`, `meta_data` (a JSON string, or an object, whose `instruction` the reward reads),
+    `target_img_size` ([width, height]) and `output_image` (path of the edited image, for supervised training). A folder
+    holds either such a file named `instructions.jsonl`, or images each with a text file of the same stem beside it, one
+    instruction a line (`cat.jpg`, `cat.txt`).
 
     Args:
         path: the file or folder.
         tasks: keep only rows of these `task_type`s; empty keeps all. Rows without a task type are always kept.
         check: "decode" decodes every image once; "header" reads only headers (large sets on slow disks).
+        outputs: every row must name its `output_image`, which is checked too.
 
     Raises:
         InputError: one line naming file and line of the first bad row, and how many more are bad.
@@ -85,6 +91,8 @@ def read_requests(path: str, *, tasks: Sequence[str] = (), check: str = "decode"
             if isinstance(row, InputError):
                 raise row
             request = _request(row, base, where)
+            if outputs and request.output is None:
+                raise InputError(f"{where}: output_image is missing: supervised training needs the edited image")
         except InputError as error:
             problems.append(str(error))
             continue
@@ -92,7 +100,7 @@ def read_requests(path: str, *, tasks: Sequence[str] = (), check: str = "decode"
         if not tasks or not request.task_type or request.task_type in tasks:
             requests.append(request)
     if not problems:
-        problems = _check_images(requests, check)
+        problems = _check_images(requests, check, outputs)
     if problems:
         more = f" ({len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
@@ -167,6 +175,7 @@ def _request(row: Any, base: pathlib.Path, where: str) -> EditRequest:
         target_size=_target_size(row.get("target_img_size"), where),
         key=int.from_bytes(hashlib.blake2s(text.encode()).digest()[:4], "big") >> 1,
         where=where,
+        output=base / _text(row, "output_image", where) if row.get("output_image") is not None else None,
     )
 
 
@@ -192,11 +201,11 @@ def _short(value):
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_images(requests, check):
+def _check_images(requests, check, outputs):
     """Messages of the images that cannot be used; each file is looked at once, in threads."""
     first = {}
     for request in requests:
-        for path in request.images:
+        for path in (*request.images, *((request.output,) if outputs else ())):
             first.setdefault(path, request.where)
 
     def problem(path):

@@ -1,6 +1,7 @@
 """The flow sampler: schedules, guidance, stochastic steps, rollouts. Pure functions over arrays."""
 
 from spatialreward_jax.flow.guidance import Branches, Guidance, guided
+from spatialreward_jax.flow.matching import matching_error, sample_times, shift_times
 from spatialreward_jax.flow.presets import PRESETS, SamplerPreset, sampler_preset
 from spatialreward_jax.flow.sampler import Trajectory, key_noise, replay_noise, rollout
 from spatialreward_jax.flow.schedule import (
@@ -25,10 +26,13 @@ __all__ = [
     "guided",
     "guided_steps",
     "key_noise",
+    "matching_error",
     "ode_plan",
     "replay_noise",
     "rollout",
+    "sample_times",
     "sampler_preset",
+    "shift_times",
     "time_grid",
     "window_plan",
 ]

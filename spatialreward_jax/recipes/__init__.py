@@ -6,7 +6,10 @@ from types import ModuleType
 from spatialreward_jax.errors import InputError
 
 RECIPES = {
+    "editor_sft": "spatialreward_jax.recipes.editor_sft",
+    "editor_vae": "spatialreward_jax.recipes.editor_vae",
     "flow_grpo": "spatialreward_jax.recipes.flow_grpo",
+    "reward_sft": "spatialreward_jax.recipes.reward_sft",
 }
 """name -> module with `make_task(config, mesh, workdir) -> Task` (see `spatialreward_jax.recipes.task`)."""
 

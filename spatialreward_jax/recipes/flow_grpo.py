@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.pipeline import EditBatch, batches
+from spatialreward_jax.data.pipeline import EditBatch, batches, whole
 from spatialreward_jax.data.requests import EditRequest, read_requests
 from spatialreward_jax.editor import encode as encoding
 from spatialreward_jax.editor.nets import EditorNets, load_nets
@@ -24,9 +24,10 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import StepPlan, Trajectory, key_noise, rollout, time_grid
 from spatialreward_jax.io.peft import write_diffusers, write_peft
 from spatialreward_jax.io.weights import save_params
-from spatialreward_jax.mesh import place_batch
+from spatialreward_jax.mesh import place_batch, place_whole
 from spatialreward_jax.models import omnigen2
 from spatialreward_jax.recipes import grpo_settings, previews
+from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reward.backends import Rewards, WeightedReward
 from spatialreward_jax.reward.types import Edit
@@ -73,8 +74,7 @@ class FlowGRPO:
         """Adapters (or all parameters) and the optimiser's state."""
         del key  # adapters were drawn from the config's seed when the nets were made
         params = self.nets.transformer.params if self.nets.adapters is None else self.nets.adapters
-        params = jax.tree.map(jnp.copy, params)  # the state is donated, the nets stay
-        return TrainState(jnp.zeros((), jnp.int32), params, self.programs.init_optimizer(params))
+        return start_state(params, self.programs.optimizer)
 
     def batches(self) -> Batches:
         """P requests at a time."""
@@ -83,8 +83,8 @@ class FlowGRPO:
         return batches(self.requests, s.prompts, seed=s.seed, size=self.size, process=process, threads=s.threads)
 
     def step(self, state: TrainState, batch: EditBatch) -> tuple[TrainState, dict[str, Any]]:
-        """One phase."""
-        s = self.settings
+        """One phase. From here on all processes have the prompts of all of them, see `processes`."""
+        batch, s = whole(batch), self.settings
         phase = int(state.step) // s.updates_per_phase
         encoded = self.encode(batch, phase)
         plan = s.plan(np.random.default_rng([s.seed, phase]))
@@ -95,8 +95,8 @@ class FlowGRPO:
         metrics = reward_metrics(reward, valid) | {f"reward/{n}": _mean(x) for n, x in rewards.parts.items()}
         metrics = {name: value for name, value in metrics.items() if value is not None}
         weight = step_weight(trajectory.std) if s.reweight_by_sigma else jnp.ones_like(trajectory.sigma)
-        whole = Batch(trajectory, encoded.branches, jnp.asarray(advantage), jnp.asarray(valid), weight)
-        state, update_metrics = self._updates(state, whole)
+        advantage, valid = place_whole(self.nets.mesh, (advantage, valid))
+        state, update_metrics = self._updates(state, Batch(trajectory, encoded.branches, advantage, valid, weight))
         return state, metrics | update_metrics
 
     def record(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class FlowGRPO:
         """Writes what the editor loads back: adapters as PEFT and diffusers files, or the whole transformer."""
         nets, folder = self.nets, self.exported
         if nets.spec is None:
-            save_params(folder, state.params, omnigen2.ENTRIES, stem=omnigen2.STEM)
+            save_params(folder, state.params, omnigen2.ENTRIES, stem=omnigen2.STEM, dtype=nets.dtype)
             return
         write_peft(folder, state.params, nets.spec, omnigen2.ENTRIES, base_model=self.settings.editor)
         write_diffusers(folder, state.params, nets.spec, omnigen2.ENTRIES)
@@ -195,28 +195,28 @@ class FlowGRPO:
         number = jax.vmap(jax.random.fold_in, (None, 0))
         return jax.vmap(lambda key: number(key, jnp.arange(group)))(self.request_keys(batch, phase))
 
-    def _updates(self, state: TrainState, whole: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def _updates(self, state: TrainState, data: Batch) -> tuple[TrainState, dict[str, Any]]:
         """`updates_per_phase` optimiser steps; the second is off-policy by the first: its ratios are rightly not 1."""
         s, programs, metrics = self.settings, self.programs, {}
         with jax.set_mesh(self.nets.mesh):
-            whole = self._old_logp(state, whole)
+            data = self._old_logp(state, data)
             for update in range(s.updates_per_phase):
-                share = _take(whole, slice(update, None, s.updates_per_phase))
+                share = _take(data, slice(update, None, s.updates_per_phase))
                 state, new = programs.update(state, programs.frozen, share)
                 if self.first_deviation is None:
                     self.first_deviation = float(new["ratio_deviation"].value())
                 metrics |= {f"update{update + 1}/{name}": value for name, value in new.items()}
         return state, metrics
 
-    def _old_logp(self, state: TrainState, whole: Batch) -> Batch:
+    def _old_logp(self, state: TrainState, data: Batch) -> Batch:
         """Replaces the sampler's log-probabilities where they differ from the training program's by too much."""
         if self.recompute is False:
-            return whole
-        logp = self.programs.logp(state.params, self.programs.frozen, whole)
+            return data
+        logp = self.programs.logp(state.params, self.programs.frozen, data)
         if self.recompute is None:
-            apart = float(jnp.abs(jnp.exp(whole.trajectory.logp - logp) - 1).max())
+            apart = float(jnp.abs(jnp.exp(data.trajectory.logp - logp) - 1).max())
             self.recompute = apart > RATIO_SHARE * self.settings.clip[0]
-        return whole._replace(trajectory=whole.trajectory._replace(logp=logp)) if self.recompute else whole
+        return data._replace(trajectory=data.trajectory._replace(logp=logp)) if self.recompute else data
 
 
 class Programs:
@@ -248,7 +248,7 @@ class Programs:
         self.rollout = jax.jit(roll)
         self.logp = jax.jit(make_logp(policy, objective))
         self.update = jax.jit(make_update(policy, reference, optimizer, objective), donate_argnums=0)
-        self.init_optimizer = jax.jit(optimizer.init)
+        self.optimizer = optimizer
 
 
 def _take(batch: Batch, rows: slice) -> Batch:
@@ -279,7 +279,8 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
     requests = read_requests(settings.data, tasks=settings.tasks, check=settings.check)
     if len(requests) < settings.prompts:
         raise InputError(f"prompts={settings.prompts}, but {settings.data} holds only {len(requests)} requests")
+    reward = grpo_settings.make_reward(config, mesh, settings.data)
     nets = load_nets(settings.editor, adapter=settings.adapter or None, dtype=settings.dtype or None, mesh=mesh)
     if nets.adapters is not None and settings.lora is None:
         raise InputError("training all parameters starts from a plain editor: drop the adapter, or set lora.rank")
-    return FlowGRPO(settings, requests, nets, grpo_settings.make_reward(config, mesh), workdir)
+    return FlowGRPO(settings, requests, nets, reward, workdir)

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
-from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.mesh import make_mesh, place_whole
 from spatialreward_jax.models import lora
+from spatialreward_jax.models.layers import quantize_linears
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, entries, ignored
 
 
@@ -26,7 +27,7 @@ class JudgeNet:
 
     Attributes:
         config: sizes. dtype: of parameters and activations.
-        folder: where it came from. revision: fingerprint of weights and adapter.
+        folder: where it came from. revision: fingerprint of weights and adapter, and "-int8" if quantised.
         base: parameters. adapters: LoRA parameters or None. graphs: what `merge` puts them into.
         mesh: where the parameters lie.
         eos, pad: token ids that end an answer and that fill rows.
@@ -54,6 +55,8 @@ def load_judge(
     adapter: str | os.PathLike | None = None,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    scratch: int | None = None,
+    quantize: str | None = None,
 ) -> JudgeNet:
     """Reads config, weights and adapter.
 
@@ -62,24 +65,31 @@ def load_judge(
         adapter: PEFT folder, or None.
         dtype: of parameters and activations; by default bfloat16 on accelerators, float32 on CPU.
         mesh: by default the first device alone.
+        scratch: draw the weights from this seed instead of reading them.
+        quantize: "int8" keeps the kernels of all linear layers as int8 (`io.int8`), made so while they are read. The
+            embedding and the head stay: quantised, a head errs in the very numbers that scores are read from, and
+            where it is tied to the embedding there is one table for both.
 
     Raises:
         InputError: another architecture, weights or adapter that do not fit, or nothing there.
     """
+    check_format(quantize)
     raw = read_json(folder / "config.json")
     config = Qwen3VLConfig.from_dict(raw)
     dtype = jnp.dtype(dtype or default_dtype())
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     eos, pad = _end_tokens(folder, raw)
-    table, build = entries(config), lambda rngs: Qwen3VL(config, rngs=rngs, dtype=dtype)
+    finish = quantize_linears if quantize else lambda model: model
+    table, build = entries(config), lambda rngs: finish(Qwen3VL(config, rngs=rngs, dtype=dtype))
     spec, adapters = read_adapter(adapter, table, abstract_net(build)[1]) if adapter else (None, None)
-    place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"))
+    place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"), scratch=scratch)
     _, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
     graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)
     if adapters is not None:
-        adapters = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
+        adapters = place_whole(mesh, adapters)
     files = [*folder.glob("model*.safetensors"), *_adapter_files(adapter)]
-    return JudgeNet(config, dtype, folder, fingerprint(files), base, adapters, graphs, mesh, eos, pad)
+    revision = fingerprint(files) + (f"-{quantize}" if quantize else "")
+    return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad)
 
 
 def _adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:

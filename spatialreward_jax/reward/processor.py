@@ -95,12 +95,19 @@ class Processor:
                 raise InputError(f"the text holds {reserved}, which the tokenizer reserves: take it out")
         ids = self.tokenizer(self.chat(text, len(grids)), add_special_tokens=False)["input_ids"]
         ids = np.asarray(ids, np.int32)
+        return np.repeat(ids, self.repeats(ids, grids))
+
+    def repeats(self, ids: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """int64 [T]: how often each token of a prompt stands once its image placeholders are expanded, 1 for text.
+
+        Raises InputError when the placeholders are not as many as the images.
+        """
         is_pad = ids == self.image_pad
         if is_pad.sum() != len(grids):
             raise InputError(f"the prompt holds {is_pad.sum()} image placeholders for {len(grids)} images")
         repeats = np.ones(len(ids), np.int64)
         repeats[is_pad] = [rows * columns // self.merge_size**2 for rows, columns in grids]
-        return np.repeat(ids, repeats)
+        return repeats
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text without special tokens, stripped."""

@@ -131,23 +131,31 @@ def make_gradient(policy, reference, objective: Objective):
     return gradient
 
 
+def apply_gradients(state: TrainState, optimizer, grads, loss) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step -> (state, metrics `grad_norm` before clipping, `update_norm`, `finite`).
+
+    `finite` is False when the loss or the gradient is not finite, in which case the state comes back as it was.
+    """
+    norm = optax.global_norm(grads)
+    updates, opt = optimizer.update(grads, state.opt, state.params)
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    change = jnp.where(finite, optax.global_norm(updates), 0.0)
+    return state, {"grad_norm": norm, "update_norm": change, "finite": finite}
+
+
 def make_update(policy, reference, optimizer, objective: Objective):
     """-> update(state, frozen, batch) -> (state, metrics), pure; donate `state` when jitting.
 
-    Metrics as in `make_gradient`, with `grad_norm` (before clipping), `update_norm`, and `finite`: False when the loss
-    or the gradient is not finite, in which case the state comes back as it was.
+    Metrics as in `make_gradient` and `apply_gradients`.
     """
     gradient = make_gradient(policy, reference, objective)
 
     def update(state: TrainState, frozen, batch: Batch):
         grads, metrics = gradient(state.params, frozen, batch)
-        norm = optax.global_norm(grads)
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        change = jnp.where(finite, optax.global_norm(updates), 0.0)
-        return state, {**metrics, "grad_norm": norm, "update_norm": change, "finite": finite}
+        state, size = apply_gradients(state, optimizer, grads, metrics["loss"])
+        return state, metrics | size
 
     return update
 

@@ -13,7 +13,7 @@ from spatialreward_jax.models.qwen3_vl.positions import (
     pack_prompts,
     vision_grid,
 )
-from spatialreward_jax.models.qwen3_vl.vision import VisionFeatures, VisionTower
+from spatialreward_jax.models.qwen3_vl.vision import VisionFeatures, VisionTower, initial_positions
 from spatialreward_jax.models.qwen3_vl.weights import SHARDING, entries, ignored
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "empty_cache",
     "entries",
     "ignored",
+    "initial_positions",
     "merge_order",
     "mrope_axes",
     "mrope_positions",

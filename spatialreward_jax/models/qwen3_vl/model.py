@@ -141,6 +141,10 @@ class Qwen3VL(nnx.Module):
 
     def log_probs(self, hidden: jax.Array, targets: jax.Array, *, chunk: int = 256) -> jax.Array:
         """float32 [B, T] of targets [B, T] under hidden [B, T, D]; holds the logits of `chunk` positions at a time."""
+        return self.judged(hidden, targets, chunk=chunk)[0]
+
+    def judged(self, hidden: jax.Array, targets: jax.Array, *, chunk: int = 256) -> tuple[jax.Array, jax.Array]:
+        """As `log_probs`, and with it bool [B, T]: whether the target is the likeliest token."""
         t = hidden.shape[1]
         count = -(-t // chunk)
 
@@ -153,12 +157,12 @@ class Qwen3VL(nnx.Module):
             hidden, targets = xs
             logits = self.logits(hidden)
             chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-            return chosen - jax.nn.logsumexp(logits, axis=-1)
+            return chosen - jax.nn.logsumexp(logits, axis=-1), chosen >= logits.max(axis=-1)
 
         if count == 1:
             return part((hidden, targets))
-        out = jax.lax.map(part, (cut(hidden), cut(targets)))
-        return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], -1)[:, :t]
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :t]
+        return jax.tree.map(join, jax.lax.map(part, (cut(hidden), cut(targets))))
 
     def _cached(self, x, deep, positions, cache, attend):
         angles = self.angles(positions)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from spatialreward_jax.kernels.attention import attention
@@ -21,6 +22,19 @@ block_gelu = functools.partial(jax.nn.gelu, approximate=True)
 """The blocks' GELU, by tanh."""
 merger_gelu = functools.partial(jax.nn.gelu, approximate=False)
 """The mergers' GELU, by erf: the reference differs here from its own blocks."""
+
+
+def initial_positions(c: VisionConfig) -> np.ndarray:
+    """Position table float32 [side^2, C] to train from scratch with: sines and cosines of row and column.
+
+    Half of the channels tell the row, half the column, at periods from 4 sides down to 2 rows.
+    """
+    count = c.dim // 4
+    turns = 0.25 * (2 * c.side) ** (np.arange(count) / max(count - 1, 1))  # per side
+    angles = 2 * np.pi * (np.arange(c.side)[:, None] / c.side) * turns  # side count
+    one = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)  # side C/2
+    rows, columns = np.repeat(one, c.side, axis=0), np.tile(one, (c.side, 1))
+    return np.concatenate([rows, columns], axis=-1).astype(np.float32)
 
 
 class VisionFeatures(NamedTuple):

@@ -60,6 +60,7 @@ def _mlp(source, target):
 SHARDING = (
     *DECODER_SHARDING,
     (r"^head\.table$", ("tensor", "fsdp")),  # V D
+    (r"\.kernel_scale$", ()),  # of kernels quantised to int8: a number per output channel
     (r"^vision\.patch\.kernel$", (None, "fsdp")),  # patch C
     (r"^vision\.positions\.table$", (None, "fsdp")),  # positions C
     (r"^vision\.blocks\.qkv\.kernel$", (None, "fsdp", None, "tensor", None)),  # L C 3 N H

@@ -1,0 +1,143 @@
+"""What recipes share: learning rate, the state that training starts from, and updates from several micro-batches."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.rl import TrainState, apply_gradients, make_optimizer
+from spatialreward_jax.rl.metrics import Mean
+
+SCHEDULES = ("constant", "cosine")
+
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[Mean, dict[str, Mean]]]
+"""loss(params, frozen, batch, key) -> (loss, further metrics); the gradient is that of `loss.value()` over all
+micro-batches of an update."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizing:
+    """AdamW and its learning rate; fields of the same names in a config.
+
+    Attributes:
+        lr: peak. schedule: "constant" or "cosine" (to 0 at the last step). warmup: steps, or below 1 the share of all
+            steps, in which the rate rises from 0.
+        betas, weight_decay: of AdamW. max_grad_norm: gradients are clipped to this global norm.
+        accumulate: micro-batches of one update.
+    """
+
+    lr: float
+    schedule: str
+    warmup: float
+    betas: tuple[float, float]
+    weight_decay: float
+    max_grad_norm: float
+    accumulate: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Optimizing":
+        """Reads the fields. Raises InputError for senseless ones."""
+        self = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if self.warmup < 0 or self.accumulate < 1:
+            raise InputError(f"warmup={self.warmup}, accumulate={self.accumulate}: use at least 0 and at least 1")
+        return self
+
+    def learning_rate(self, steps: int) -> optax.Schedule:
+        """The rate at each of `steps` updates, as `get_constant/cosine_schedule_with_warmup` of transformers."""
+        warmup = round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
+        if self.schedule == "constant":
+            after = optax.constant_schedule(self.lr)
+        else:
+            after = optax.cosine_decay_schedule(self.lr, max(steps - warmup, 1))
+        if not warmup:
+            return after
+        return optax.join_schedules([optax.linear_schedule(0.0, self.lr, warmup), after], [warmup])
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """AdamW behind gradient clipping."""
+        return make_optimizer(
+            self.learning_rate(steps),
+            betas=tuple(self.betas),
+            weight_decay=self.weight_decay,
+            max_norm=self.max_grad_norm,
+        )
+
+
+def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step: float32 copies of `params`, each moment laid out as its parameter.
+
+    The copies may be donated; nets that hold `params` stay as they are.
+    """
+    where = jax.tree.map(lambda x: x.sharding, params)
+    copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree)
+    params = jax.jit(copy, out_shardings=where)(params)
+    one = jax.tree.leaves(where)[0]
+    whole = NamedSharding(one.mesh, PartitionSpec()) if isinstance(one, NamedSharding) else one
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        where,
+        transform_non_params=lambda _: whole,
+    )
+    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
+    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=moments)(params))
+
+
+class Updates:
+    """Optimiser steps of a supervised loss; micro-batches may have different shapes, one program for each."""
+
+    def __init__(self, loss: Loss, optimizing: Optimizing, steps: int):
+        """`steps`: of the whole run."""
+        self.rate, optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps)
+        self.optimizer = optimizer
+
+        def gradient(params, frozen, batch, key, before):
+            def total(params):
+                mean, metrics = loss(params, frozen, batch, key)
+                return mean.total, (mean, metrics)
+
+            grads, (mean, metrics) = jax.grad(total, has_aux=True)(params)
+            return (grads if before is None else jax.tree.map(jnp.add, before, grads)), mean, metrics
+
+        def update(state, grads, mean):
+            grads = jax.tree.map(lambda g: g / jnp.maximum(mean.count, 1.0), grads)
+            return apply_gradients(state, optimizer, grads, mean.total)
+
+        def evaluate(params, frozen, batch, key):
+            mean, metrics = loss(params, frozen, batch, key)
+            return {"loss": mean, **metrics}
+
+        self._gradient = jax.jit(gradient, donate_argnums=4)
+        self._update = jax.jit(update, donate_argnums=0)
+        self.evaluate = jax.jit(evaluate)
+
+    def __call__(
+        self, state: TrainState, frozen: Any, batches: Sequence[Any], key: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One update from one or more micro-batches (pytrees of device arrays) -> (state, metrics).
+
+        Metrics: `loss`, those of the loss function (each summed over the micro-batches that have it), those of
+        `rl.apply_gradients`, and `lr`. Draws follow from `key`, the state's step and the micro-batch's number.
+        """
+        grads, metrics, key = None, {}, jax.random.fold_in(key, state.step)
+        for number, batch in enumerate(batches):
+            own = jax.random.fold_in(key, number)
+            grads, mean, more = self._gradient(state.params, frozen, batch, own, grads)
+            metrics = add_metrics(metrics, {"loss": mean, **more})
+        rate = self.rate(state.step)  # before the state is donated
+        state, size = self._update(state, grads, metrics["loss"])
+        return state, {**metrics, **size, "lr": rate}
+
+
+def add_metrics(a: Mapping[str, Mean], b: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Sums of means by name; a name in one of them alone is kept."""
+    return {**a, **{name: jax.tree.map(jnp.add, a[name], mean) if name in a else mean for name, mean in b.items()}}

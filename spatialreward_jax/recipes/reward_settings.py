@@ -1,0 +1,99 @@
+"""The config of `reward_sft` as checked, frozen settings."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from spatialreward_jax.data.chat_rows import LESSONS
+from spatialreward_jax.data.mixing import Stage
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.peft import LoRASpec
+from spatialreward_jax.recipes.optimizing import Optimizing
+from spatialreward_jax.reward.pixels import pixel_policy
+from spatialreward_jax.reward.templates import Templates, load_templates
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Fields of `configs/reward_sft.py`; those of `data`, `lora` and `eval` stand flat (see `from_config`)."""
+
+    judge: str
+    adapter: str
+    scratch: bool
+    dtype: str
+    export_dtype: str
+    templates: str
+    pixels: str
+    max_new_tokens: int
+    seed: int
+    steps: int
+    batch: int
+    optimizing: Optimizing
+    lora: LoRASpec | None
+    data: str
+    heldout: str
+    max_tokens: int
+    threads: int
+    edits: int
+    candidates: int
+    boxes: bool
+    cited: bool
+    stages: tuple[Stage, ...]
+    eval_batches: int
+    eval_edits: int
+    eval_grounding: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Settings":
+        """Reads and checks a config. Raises InputError for a value that cannot be."""
+        data, lora, world = config.data, config.lora, config.data.editworld
+        names = [f.name for f in dataclasses.fields(cls)]
+        settings = cls(
+            **{name: config[name] for name in names[: names.index("optimizing")]},
+            optimizing=Optimizing.from_config(config),
+            lora=LoRASpec(lora.rank, lora.alpha, tuple(lora.targets), lora.dropout) if lora.rank else None,
+            data=data.path,
+            heldout=data.heldout,
+            max_tokens=data.max_tokens,
+            threads=data.threads,
+            edits=world.edits,
+            candidates=world.candidates,
+            boxes=world.boxes,
+            cited=world.cited,
+            stages=_stages(data.path, world),
+            eval_batches=config.eval.batches,
+            eval_edits=config.eval.edits,
+            eval_grounding=config.eval.grounding,
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if not self.judge:
+            raise InputError("no judge: give --config.judge=FOLDER in the Qwen3-VL layout, or 'embedded'")
+        if not self.data:
+            raise InputError("no data: give --config.data.path=FILE.jsonl of chats, or 'editworld'")
+        if min(self.batch, self.edits, self.candidates, self.max_tokens, self.max_new_tokens) < 1:
+            raise InputError("batch, edits, candidates, max_tokens and max_new_tokens must be at least 1")
+        if min(self.eval_batches, self.eval_edits, self.eval_grounding) < 0:
+            raise InputError("eval: batches, edits and grounding must be at least 0")
+        if self.scratch and self.lora:
+            raise InputError("scratch trains all parameters: set lora.rank=0, or scratch=False")
+        pixel_policy(self.pixels)
+        self.load_templates()
+
+    def load_templates(self) -> Templates:
+        """The wording of EditWorld's questions. Raises InputError."""
+        return load_templates(self.templates)
+
+
+def _stages(path: str, world: ConfigDict) -> tuple[Stage, ...]:
+    """The curriculum: grounding alone for the first updates, then the mixture."""
+    if path != "editworld":
+        return (Stage(0, {"rows": 1.0}),)
+    mixture = {name: float(world.mixture[name]) for name in LESSONS}
+    if min(mixture.values()) < 0 or not sum(mixture.values()):
+        raise InputError(f"mixture {mixture}: give shares of at least 0, not all of them 0")
+    first = world.grounding_batches
+    later = (Stage(first, mixture),)
+    return ((Stage(0, {"grounding": 1.0}), *later)) if first else later
