@@ -66,6 +66,7 @@ def get_config(preset="embedded"):
     config.judge.parsing = "strict"  # strict, server, bench
     config.judge.aggregate = "weighted"  # weighted, min, mean
     config.judge.dtype = ""  # "" is what the judge's config.json names
+    config.judge.quantize = ""  # "int8": weight-only, for chips that do not hold the judge beside the editor
     config.judge.max_new_tokens = 512
     config.judge.batch = 16  # answers decoded at a time
     config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight

@@ -31,6 +31,7 @@ from spatialreward_jax.evaluation.benchmark import Benchmark
 from spatialreward_jax.evaluation.results import report
 from spatialreward_jax.evaluation.runner import Judge
 from spatialreward_jax.evaluation.vie_judge import VIEJudge
+from spatialreward_jax.io.int8 import FORMATS
 from spatialreward_jax.reward.aggregate import KINDS, Aggregation
 from spatialreward_jax.reward.parsing import MODES
 
@@ -39,6 +40,7 @@ _DATA = flags.DEFINE_string("data", "", "Folder or file of the benchmark, as dow
 _OUT = flags.DEFINE_string("out", "", "Folder for the results, and what a stopped evaluation goes on from.")
 _MODEL = flags.DEFINE_string("model", "", "The judge: a folder in Hugging Face layout, or embedded.")
 _ADAPTER = flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
+_QUANTIZE = flags.DEFINE_enum("quantize", None, FORMATS, "Weights of the judge's linear layers in fewer bits.")
 _TEMPLATES = flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 0, "Longest answer of the judge; 0: what the judge's folder says.")
 _ANSWERS = flags.DEFINE_string(
@@ -112,6 +114,7 @@ def _judge(aggregation: Aggregation) -> Judge:
         parsing=_PARSING.value,
         aggregation=aggregation,
         decoding=Decoding(max_new_tokens=_TOKENS.value) if _TOKENS.value else None,
+        quantize=_QUANTIZE.value,
     )
 
 

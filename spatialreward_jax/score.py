@@ -30,6 +30,7 @@ from absl import flags
 from spatialreward_jax import cli
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image, write_png
+from spatialreward_jax.io.int8 import FORMATS
 from spatialreward_jax.reporting.overlay import score_overlay
 from spatialreward_jax.reward.aggregate import KINDS
 from spatialreward_jax.reward.judge import RewardModel
@@ -44,6 +45,7 @@ def define_flags() -> None:
     """The program's flags; not at import, so that programs can import each other."""
     flags.DEFINE_string("model", "embedded", "The judge: a folder in Hugging Face layout, or embedded.")
     flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
+    flags.DEFINE_enum("quantize", None, FORMATS, "Weights of the judge's linear layers in fewer bits.")
     flags.DEFINE_multi_string("source", [], "Image before the edit; repeat the flag for several.")
     flags.DEFINE_string("edited", "", "Image after the edit.")
     flags.DEFINE_string("instruction", "", "What the edit was asked to do.")
@@ -121,6 +123,7 @@ def main(_argv: Sequence[str]) -> None:
         parsing=given.parsing,
         aggregation=given.aggregation,
         decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
+        quantize=given.quantize,
     )
     results = scores(model, edits, given.batch_size)
     first = next(results)  # whatever is wrong shows before an older file is overwritten

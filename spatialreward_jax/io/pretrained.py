@@ -12,8 +12,9 @@ from absl import logging
 from flax import nnx
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.int8 import is_quantized
 from spatialreward_jax.io.weights import CheckpointFiles, Entry, load_params
-from spatialreward_jax.mesh import Rules, shardings
+from spatialreward_jax.mesh import Rules, path_name, shardings
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 
@@ -57,10 +58,17 @@ def default_dtype() -> Any:
 
 
 def abstract_net(build: Callable[[nnx.Rngs], nnx.Module], dtype: Any = None) -> tuple[nnx.GraphDef, dict]:
-    """(graph, parameter shapes) of a net, without allocating it; `dtype` replaces the parameters' own."""
+    """(graph, parameter shapes) of a net, without allocating it.
+
+    `dtype` replaces the parameters' own, but for quantised ones.
+    """
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
-    return graph, jax.tree.map(cast, nnx.to_pure_dict(state))
+
+    def cast(path, leaf):
+        own = dtype is None or is_quantized(path_name(path), leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if own else dtype)
+
+    return graph, jax.tree_util.tree_map_with_path(cast, nnx.to_pure_dict(state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,22 +116,22 @@ def load_net(
     graph, abstract = abstract_net(build, place.dtype)
     where = shardings(abstract, rules, place.mesh)
     if place.scratch is not None:
-        return graph, _random(build, where, place.dtype, place.scratch)
+        return graph, _random(build, where, abstract, place.scratch)
     try:
         files = CheckpointFiles.open(folder, stem)
     except InputError:
         if not place.seeded:
             raise
         logging.warning("%s ships no weights yet: they are random, from seed 0", folder.relative_to(ASSETS))
-        return graph, _random(build, where, place.dtype, 0)
+        return graph, _random(build, where, abstract, 0)
     return graph, load_params(files, table(list(files.files)), abstract, shardings=where, ignore=ignore)
 
 
-def _random(build, where, dtype, seed):
+def _random(build, where, abstract, seed):
     """Parameters drawn from a seed; no array ever exists unsharded."""
 
     def init():
         params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed))))
-        return jax.tree.map(lambda x: x.astype(dtype), params)
+        return jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params, abstract)
 
     return jax.jit(init, out_shardings=where)()

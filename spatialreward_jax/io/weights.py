@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.int8 import Int8Reader, scale_name
 from spatialreward_jax.io.layout import Layout
 from spatialreward_jax.mesh import path_name
 
@@ -189,27 +190,43 @@ def load_params(
 ) -> dict:
     """Reads a parameter tree; every device reads only its slice, one layer at a time.
 
+    A kernel with a `kernel_scale` beside it in `abstract` is quantised as it is read, see `io.int8`.
+
     Args:
       source: the checkpoint.
       entries: the net's table.
       abstract: tree of `jax.ShapeDtypeStruct`.
       shardings: tree of `jax.sharding.Sharding` like `abstract`; by default the first local device holds everything.
-      dtype: of the result; by default each parameter's dtype in `abstract`.
+      dtype: of the result; by default each parameter's dtype in `abstract`. Quantised kernels keep theirs.
       ignore: see `check_table`.
 
     Raises:
       InputError: the checkpoint does not fit, see `check_table`.
     """
-    check_table(source.shapes(), entries, abstract, ignore=ignore)
     leaves = flatten(abstract)
+    scales = {scale_name(name) for name in leaves} & set(leaves)
+    check_table(source.shapes(), entries, {n: x for n, x in leaves.items() if n not in scales}, ignore=ignore)
     where = flatten(shardings) if shardings is not None else {}
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = {}
     for entry in entries:
-        leaf = leaves[entry.target]
-        read = functools.partial(_read, source, entry, leaf.shape, dtype or leaf.dtype)
-        loaded[entry.target] = jax.make_array_from_callback(leaf.shape, where.get(entry.target, default), read)
+        name = entry.target
+        leaf = leaves[name]
+        if scale_name(name) in scales:
+            scale = leaves[scale_name(name)]
+            layer = functools.partial(_read_layer, source, entry, leaf.shape)
+            reader = Int8Reader(layer, leaf.shape, scale.shape, stacked=entry.stacked)
+            readers = {name: reader.kernel, scale_name(name): reader.scale}
+        else:
+            readers = {name: functools.partial(_read, source, entry, leaf.shape, dtype or leaf.dtype)}
+        for name, read in readers.items():
+            place = where.get(name, default)
+            loaded[name] = jax.make_array_from_callback(leaves[name].shape, place, read)
     return unflatten(loaded)
+
+
+def _read_layer(source: CheckpointFiles, entry: Entry, shape: tuple, layer: int, index: tuple) -> np.ndarray:
+    return entry.bind(shape).read(source.slice(entry.name(layer)), index)
 
 
 def _read(source: CheckpointFiles, entry: Entry, shape: tuple, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:

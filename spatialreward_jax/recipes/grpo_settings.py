@@ -168,6 +168,7 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
                 aggregation=judge.aggregate,
                 decoding=Decoding(max_new_tokens=judge.max_new_tokens),
                 limits=Limits(batch=judge.batch),
+                quantize=judge.quantize or None,
             )
         )
 

@@ -57,6 +57,7 @@ class RewardModel:
         aggregation: str | Aggregation = "weighted",
         decoding: Decoding | None = None,
         limits: Limits = LIMITS,
+        quantize: str | None = None,
     ) -> "RewardModel":
         """A judge of the Qwen3-VL family.
 
@@ -70,6 +71,8 @@ class RewardModel:
             parsing, aggregation: see `reward.parsing` and `reward.aggregate`.
             decoding: by default greedy, as many tokens as `judge.json` names, else 512.
             limits: largest shapes.
+            quantize: "int8" halves what the weights take next to bfloat16, see `reward.loading.load_judge`; the
+                revision in the identity says so.
 
         Raises:
             InputError: whatever does not fit, in one line, before anything is compiled.
@@ -81,7 +84,7 @@ class RewardModel:
         decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
         choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)
-        net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh)
+        net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh, quantize=quantize)
         return cls(VLM(net, processor, decoding, model=str(model), limits=limits), **choices)
 
     @property
