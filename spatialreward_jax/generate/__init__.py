@@ -1,6 +1,8 @@
-"""Text decoding: sampling rules and a batched loop, for any net with a cache."""
+"""Text decoding: sampling rules and a batched loop, for any net with a cache; answers under a grammar."""
 
+from spatialreward_jax.generate.constrained import ConstrainedAnswer, ModelExtend, check_room, generate_constrained
 from spatialreward_jax.generate.decode import Answer, Decode, ModelStep, begin, bucket, generate, text_of
+from spatialreward_jax.generate.grammar import Grammar, Number
 from spatialreward_jax.generate.sampling import (
     Picked,
     RepetitionPenalty,
@@ -9,19 +11,28 @@ from spatialreward_jax.generate.sampling import (
     TopKTopP,
     make_sampler,
 )
+from spatialreward_jax.generate.token_tables import Tables, compile_grammar
 
 __all__ = [
     "Answer",
+    "ConstrainedAnswer",
     "Decode",
+    "Grammar",
+    "ModelExtend",
     "ModelStep",
+    "Number",
     "Picked",
     "RepetitionPenalty",
     "Sampler",
+    "Tables",
     "Temperature",
     "TopKTopP",
     "begin",
     "bucket",
+    "check_room",
+    "compile_grammar",
     "generate",
+    "generate_constrained",
     "make_sampler",
     "text_of",
 ]

@@ -65,6 +65,9 @@ class TopKTopP:
         return jnp.where(logits >= top.min(axis=-1, keepdims=True), logits, -jnp.inf)
 
 
+LEAST = -1e30
+"""Logits of allowed tokens are raised to this, so that one of them is chosen whatever the net says."""
+
 Rule = RepetitionPenalty | Temperature | TopKTopP
 
 
@@ -91,13 +94,16 @@ class Sampler:
         """Whether a rule reads which tokens already stand in prompt and answer."""
         return any(isinstance(rule, RepetitionPenalty) for rule in self.rules)
 
-    def pick(self, logits: jax.Array, seen: jax.Array, keys: jax.Array) -> Picked:
+    def pick(self, logits: jax.Array, seen: jax.Array, keys: jax.Array, allowed: jax.Array | None = None) -> Picked:
         """Logits [B, V], seen bool [B, V] (any width if no rule reads it), one key per row [B].
 
-        A row's choice depends on its own logits and key alone, so not on what shares its batch.
+        `allowed`: bool [B, V], tokens to choose among; the rules know no others. A row's choice depends on its own
+        logits and key alone, so not on what shares its batch.
         """
         logits = logits.astype(jnp.float32)
         shaped = logits
+        if allowed is not None:
+            shaped = jnp.where(allowed, jnp.maximum(logits, LEAST), -jnp.inf)
         for rule in self.rules:
             shaped = rule(shaped, seen)
         if self.greedy:
