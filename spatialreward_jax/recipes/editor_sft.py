@@ -141,8 +141,7 @@ class EditorSFT:
         if nets.adapters is not None:
             self.start, everything = {"adapters": nets.adapters}, everything | {"adapters": nets.adapters}
         self.frozen = {name: tree for name, tree in everything.items() if name not in self.start}
-        self.updates = Updates(make_loss(nets), s.optimizing, s.steps)
-        self.key = jax.random.key(s.seed)
+        self.updates = Updates(make_loss(nets), s.optimizing, steps=s.steps, seed=s.seed)
         self.evaluators: Mapping[str, Evaluator] = {}
         if heldout is not None and s.eval_batches:
             self.evaluators |= {"heldout": HeldoutLoss(self, heldout)}
@@ -164,7 +163,7 @@ class EditorSFT:
         """One update."""
         encoded = [encode_batch(self.nets, part, self.settings.max_text_tokens) for part in batch]
         with jax.set_mesh(self.nets.mesh):
-            return self.updates(state, self.frozen, encoded, self.key)
+            return self.updates(state, self.frozen, encoded)
 
     def record(self) -> dict[str, Any]:
         """Nothing: all that changes stands in the state."""
@@ -208,8 +207,8 @@ class HeldoutLoss:
             batch = host_batch(task.settings, HELDOUT - number, pairs, drop=False)
             encoded = encode_batch(task.nets, batch, task.settings.max_text_tokens)
             with jax.set_mesh(task.nets.mesh):
-                key = jax.random.fold_in(task.key, HELDOUT - number)
-                total = add_metrics(total, task.updates.evaluate(state.params, task.frozen, encoded, key))
+                found = task.updates.evaluate(state.params, task.frozen, encoded, HELDOUT - number)
+            total = add_metrics(total, found)
         for name, mean in total.items():
             yield name, float(mean.value())
 
@@ -225,7 +224,7 @@ class Pictures:
         """Yields the picture and ("psnr", decibels)."""
         task = self._task
         nets, preset = with_params(task.nets, state.params), task.settings.sampler
-        keys = jax.random.split(jax.random.fold_in(task.key, HELDOUT), len(self._pairs))
+        keys = jax.random.split(jax.random.key(task.settings.seed), len(self._pairs))
         encoded = encoding.encode(
             nets,
             [pair.instruction for pair in self._pairs],

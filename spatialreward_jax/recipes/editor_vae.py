@@ -64,8 +64,8 @@ class EditorVAE:
         s = settings
         self.settings, self.nets, self.workdir = s, nets, workdir
         self.mixture = s.mixture(rows, s.steps * s.optimizing.accumulate, s.batch)
-        self.updates = Updates(make_loss(nets.vae.graph, s.kl_weight), s.optimizing, s.steps)
-        self.key, self.latents = jax.random.key(s.seed), {}
+        self.updates = Updates(make_loss(nets.vae.graph, s.kl_weight), s.optimizing, steps=s.steps, seed=s.seed)
+        self.latents: dict[str, float] = {}
         self.moments = jax.jit(self._moments)
         self.evaluators: Mapping[str, Evaluator] = {}
         if heldout is not None and s.eval_batches:
@@ -86,7 +86,7 @@ class EditorVAE:
         """One update."""
         placed = [place_batch(self.nets.mesh, images) for images in batch]
         with jax.set_mesh(self.nets.mesh):
-            return self.updates(state, {}, placed, self.key)
+            return self.updates(state, {}, placed)
 
     def record(self) -> dict[str, Any]:
         """Nothing: all that changes stands in the state."""
@@ -100,15 +100,16 @@ class EditorVAE:
         total = np.zeros(3)
         for number in range(min(MEASURED, len(self.mixture))):
             images = place_batch(self.nets.mesh, stack_images(self.mixture[number][2]))
-            key = jax.random.fold_in(self.key, number)
-            total += np.array(jax.device_get(self.moments(state.params["vae"], images, key)), np.float64)
+            sums = self.moments(state.params["vae"], images, np.int32(number))
+            total += np.array(jax.device_get(sums), np.float64)
         mean = total[0] / total[2]
         std = float(np.sqrt(total[1] / total[2] - mean**2))
         self.latents = {"shift_factor": round(float(mean), 4), "scaling_factor": round(1 / std, 4)}
         dtype = jnp.dtype(self.settings.export_dtype)
         write_editor(self.exported, self.nets, state.params, dtype=dtype, vae_settings=self.latents)
 
-    def _moments(self, params: Any, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+    def _moments(self, params: Any, images: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), number)
         mean, logvar = nnx.merge(self.nets.vae.graph, params).encode(images.astype(jnp.float32) / 127.5 - 1)
         z = sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
         return z.sum(), jnp.square(z).sum(), z.size
@@ -143,9 +144,8 @@ class Reconstruction:
         task, total = self._task, {}
         with jax.set_mesh(task.nets.mesh):
             for number, images in enumerate(self._images):
-                key = jax.random.fold_in(task.key, HELDOUT - number)
                 placed = place_batch(task.nets.mesh, images)
-                total = add_metrics(total, task.updates.evaluate(state.params, {}, placed, key))
+                total = add_metrics(total, task.updates.evaluate(state.params, {}, placed, HELDOUT - number))
             shown = self._images[0][: task.settings.eval_pictures]
             out = self._decode(state.params["vae"], shown) if len(shown) else ()
         for name, mean in total.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from spatialreward_jax.rl.metrics import Mean
 
 SCHEDULES = ("constant", "cosine")
 
-Loss = Callable[[Any, Any, Any, jax.Array], tuple[Mean, dict[str, Mean]]]
+Loss = Callable[[Any, Any, Any, jax.Array | None], tuple[Mean, dict[str, Mean]]]
 """loss(params, frozen, batch, key) -> (loss, further metrics); the gradient is that of `loss.value()` over all
 micro-batches of an update."""
 
@@ -77,30 +78,33 @@ def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSt
     The copies may be donated; nets that hold `params` stay as they are.
     """
     where = jax.tree.map(lambda x: x.sharding, params)
-    copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree)
-    params = jax.jit(copy, out_shardings=where)(params)
     one = jax.tree.leaves(where)[0]
     whole = NamedSharding(one.mesh, PartitionSpec()) if isinstance(one, NamedSharding) else one
+
+    def make(params):
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return TrainState.create(params, optimizer)
+
     moments = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, params),
+        jax.eval_shape(make, params).opt,
         where,
         transform_non_params=lambda _: whole,
     )
-    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=moments)(params))
+    return jax.jit(make, out_shardings=TrainState(whole, where, moments))(params)
 
 
 class Updates:
     """Optimiser steps of a supervised loss; micro-batches may have different shapes, one program for each."""
 
-    def __init__(self, loss: Loss, optimizing: Optimizing, steps: int):
-        """`steps`: of the whole run."""
-        self.rate, optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps)
-        self.optimizer = optimizer
+    def __init__(self, loss: Loss, optimizing: Optimizing, *, steps: int, seed: int):
+        """`steps`: of the whole run. `seed`: of all draws of the loss."""
+        rate, self.optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps)
 
-        def gradient(params, frozen, batch, key, before):
+        def gradient(params, frozen, batch, step, number, before):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
+
             def total(params):
                 mean, metrics = loss(params, frozen, batch, key)
                 return mean.total, (mean, metrics)
@@ -110,32 +114,36 @@ class Updates:
 
         def update(state, grads, mean):
             grads = jax.tree.map(lambda g: g / jnp.maximum(mean.count, 1.0), grads)
-            return apply_gradients(state, optimizer, grads, mean.total)
+            now = rate(state.step)
+            state, size = apply_gradients(state, self.optimizer, grads, mean.total)
+            return state, {**size, "lr": now}
 
-        def evaluate(params, frozen, batch, key):
+        def evaluate(params, frozen, batch, number):
+            key = None if number is None else jax.random.fold_in(jax.random.key(seed), number)
             mean, metrics = loss(params, frozen, batch, key)
             return {"loss": mean, **metrics}
 
-        self._gradient = jax.jit(gradient, donate_argnums=4)
+        self._gradient = jax.jit(gradient, donate_argnums=5)
         self._update = jax.jit(update, donate_argnums=0)
-        self.evaluate = jax.jit(evaluate)
+        self._evaluate = jax.jit(evaluate)
 
-    def __call__(
-        self, state: TrainState, frozen: Any, batches: Sequence[Any], key: jax.Array
-    ) -> tuple[TrainState, dict[str, Any]]:
+    def __call__(self, state: TrainState, frozen: Any, batches: Sequence[Any]) -> tuple[TrainState, dict[str, Any]]:
         """One update from one or more micro-batches (pytrees of device arrays) -> (state, metrics).
 
         Metrics: `loss`, those of the loss function (each summed over the micro-batches that have it), those of
-        `rl.apply_gradients`, and `lr`. Draws follow from `key`, the state's step and the micro-batch's number.
+        `rl.apply_gradients`, and `lr`. Draws follow from the seed, the state's step and the micro-batch's number.
         """
-        grads, metrics, key = None, {}, jax.random.fold_in(key, state.step)
+        grads, metrics = None, {}
         for number, batch in enumerate(batches):
-            own = jax.random.fold_in(key, number)
-            grads, mean, more = self._gradient(state.params, frozen, batch, own, grads)
+            number = np.int32(number)
+            grads, mean, more = self._gradient(state.params, frozen, batch, state.step, number, grads)
             metrics = add_metrics(metrics, {"loss": mean, **more})
-        rate = self.rate(state.step)  # before the state is donated
         state, size = self._update(state, grads, metrics["loss"])
-        return state, {**metrics, **size, "lr": rate}
+        return state, {**metrics, **size}
+
+    def evaluate(self, params: Any, frozen: Any, batch: Any, number: int | None) -> dict[str, Mean]:
+        """The loss and its metrics without an update; the loss's key follows from the number, None gives it None."""
+        return self._evaluate(params, frozen, batch, None if number is None else np.int32(number))
 
 
 def add_metrics(a: Mapping[str, Mean], b: Mapping[str, Mean]) -> dict[str, Mean]:

@@ -22,7 +22,7 @@ from spatialreward_jax.generate import bucket
 from spatialreward_jax.io.peft import write_peft
 from spatialreward_jax.io.pretrained import copy_companions, resolve
 from spatialreward_jax.io.weights import save_params
-from spatialreward_jax.mesh import batch_sharding
+from spatialreward_jax.mesh import place_batch
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.qwen3_vl import entries, initial_positions
 from spatialreward_jax.recipes.judge_evaluation import HeldoutAnswers, Verdicts
@@ -80,8 +80,7 @@ class RewardSFT:
         self.mixture = Mixture(
             self.lessons(s.data, "train", s.edits), s.stages, s.batch, s.steps * s.optimizing.accumulate, s.seed
         )
-        self.updates = Updates(make_loss(net), s.optimizing, s.steps)
-        self.key = jax.random.key(s.seed)
+        self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}
         self.frozen = {} if net.adapters is None else {"base": net.base}
         self.evaluators: Mapping[str, Evaluator] = {}
@@ -131,14 +130,12 @@ class RewardSFT:
 
     def placed(self, batch: AnswerBatch) -> AnswerBatch:
         """Host arrays on the mesh, split over rows where they divide."""
-        mesh = self.net.mesh
-        place = lambda leaf: jax.device_put(leaf, batch_sharding(mesh, leaf.shape[0]))
-        return jax.tree.map(place, batch)
+        return jax.tree.map(lambda leaf: place_batch(self.net.mesh, leaf), batch)
 
     def step(self, state: TrainState, batch: tuple[JudgeBatch, ...]) -> tuple[TrainState, dict[str, Any]]:
         """One update."""
         with jax.set_mesh(self.net.mesh):
-            state, metrics = self.updates(state, self.frozen, [self.placed(part.arrays) for part in batch], self.key)
+            state, metrics = self.updates(state, self.frozen, [self.placed(part.arrays) for part in batch])
         lessons = {part.name for part in batch}
         if len(lessons) == 1 and len(self.mixture.sources) > 1:  # each lesson has a curve of its own
             metrics |= {f"{lesson}/{name}": metrics[name] for lesson in lessons for name in ("loss", "token_accuracy")}
