@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -76,10 +77,36 @@ def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH) if batch % parts == 0 else P())
 
 
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A host array as a device array; over several processes each of them holds `x` whole and gives its devices' parts.
+
+    All host arrays of a run reach the devices here: what decides shapes is then the same in every process.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        whole = NamedSharding(sharding.mesh, P(*sharding.spec))
+        return jax.random.wrap_key_data(put(jax.random.key_data(x), whole), impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
 def place_batch(mesh: Mesh, x: Any) -> jax.Array:
     """A host array on the mesh, its leading axis split over the batch axes (see `batch_sharding`)."""
     x = np.asarray(x)
-    return jax.device_put(x, batch_sharding(mesh, x.shape[0]))
+    return put(x, batch_sharding(mesh, x.shape[0]))
+
+
+def place_whole(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays (random keys too) on the mesh, each whole on every device."""
+    return jax.tree.map(lambda x: put(x, NamedSharding(mesh, P())), tree)
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """The whole array as NumPy, also where it is spread over processes (then every process must call)."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:

@@ -1,9 +1,18 @@
-"""One run on several hosts: starting them together, one voice, and stopping together when one is told to stop."""
+"""One run in several processes: starting them together, one voice, and stopping together.
+
+The rule by which a run in several processes equals one in a single process: every process reads its own rows of a
+batch, `gather` gives the rows of all to all, and from there on every process calls the same programs with the same host
+values, of which `mesh.put` places each device's part. So shapes that depend on data (text and token buckets, sizes of
+images) agree without being negotiated, and a batch need not divide over the processes. What is gathered is small beside
+the work: for 48 prompts and 576 edits of 512 x 512 pixels, 38 MB of sources and 453 MB of edits a phase.
+"""
 
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,29 +20,41 @@ from jax.experimental import multihost_utils
 
 from spatialreward_jax.errors import InputError
 
+HEARTBEAT = 60
+"""Seconds after which a process that gives no sign of life is taken for lost, and the others end."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def initialize(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, heartbeat: int = HEARTBEAT
+) -> None:
     """Joins this process to the others; must come before anything else of jax.
 
-    With a coordinator ("host:port") all three values are needed. Without one, a TPU pod is recognised by its
-    environment and describes itself; any other machine runs alone.
+    With a coordinator ("host:port") all three values are needed. Without one, a slice on GKE is recognised by its
+    environment and describes itself; any other machine runs alone. Slices of Cloud TPU VMs carry no such environment:
+    there `launch/worker.sh` gives the three values, which it reads from the metadata server.
+
+    Args:
+        heartbeat: seconds without a sign of life after which a process is lost, and all others end with an error.
 
     Raises:
         InputError: only some of the three values, or values that cannot be.
     """
+    if heartbeat < 1:
+        raise InputError(f"--heartbeat={heartbeat}: use at least 1 second")
+    timeouts = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
     if coordinator:
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise InputError(
                 f"--coordinator needs --num_processes of at least 1 and --process_id from 0 to num_processes - 1,"
                 f" got {num_processes} and {process_id}"
             )
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     elif num_processes > 1 or process_id >= 0:
         raise InputError("--num_processes and --process_id need --coordinator=HOST:PORT")
     elif "MEGASCALE_COORDINATOR_ADDRESS" in os.environ or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**timeouts)
 
 
 def is_first() -> bool:
@@ -45,6 +66,42 @@ def say(line: str) -> None:
     """Prints a line, in the first process only."""
     if is_first():
         print(line, flush=True)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in their order; all must call. A value is anything that pickles."""
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size, np.int32))
+    room = 1 << (int(sizes.max()) - 1).bit_length()  # a power of two: few shapes are compiled
+    rows = multihost_utils.process_allgather(np.pad(own, (0, room - own.size)))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def divided(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+    """`function(items)`, one result per item, where each process works on its contiguous share of the same items."""
+    index, count = jax.process_index(), jax.process_count()
+    bounds = [len(items) * part // count for part in range(count + 1)]
+    share = items[bounds[index] : bounds[index + 1]]
+    return [result for part in gather(function(share) if share else []) for result in part]
+
+
+def together(function: Callable[[], Any]) -> Any:
+    """`function()`; where it raises InputError in some processes, it is raised in all. All must call.
+
+    For what can fail in one process alone, such as reading files: the others would wait for it for ever.
+    """
+    if jax.process_count() == 1:
+        return function()
+    try:
+        value, problem = function(), None
+    except InputError as error:
+        value, problem = None, str(error)
+    problems = [problem for problem in gather(problem) if problem is not None]
+    if problems:
+        raise InputError(problems[0])
+    return value
 
 
 class Interrupts:

@@ -118,7 +118,7 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
             journal.evaluate(task.evaluators, state, step)
         while step < settings.steps and not interrupts.agreed():
             try:
-                batch = next(batches)
+                batch = processes.together(lambda: next(batches))
             except InputError:
                 save()
                 raise
@@ -169,9 +169,10 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file, with :preset behind it.", lock_config=True)
     flags.DEFINE_string("workdir", "", "Folder of the run: checkpoints, event files, summary.")
     flags.DEFINE_string("mesh", "-1,1,1", "Sizes of the mesh axes data,fsdp,tensor; -1: what is left.")
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes; not needed on TPU pods.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes; not needed on GKE.")
     flags.DEFINE_integer("num_processes", 0, "Processes of the run, with --coordinator.")
     flags.DEFINE_integer("process_id", -1, "Number of this process, with --coordinator.")
+    flags.DEFINE_integer("heartbeat", processes.HEARTBEAT, "Seconds of silence after which a process counts as lost.")
 
 
 def main(_argv: list[str]) -> int:
@@ -185,7 +186,7 @@ def main(_argv: list[str]) -> int:
         raise InputError("--workdir=DIR is missing: the folder for checkpoints, event files and the summary")
     config, settings, sizes = given.config, Settings.from_config(given.config), parse_mesh(given.mesh)
     recipe, workdir = load_recipe(config.task), pathlib.Path(given.workdir).absolute()
-    processes.initialize(given.coordinator, given.num_processes, given.process_id)
+    processes.initialize(given.coordinator, given.num_processes, given.process_id, heartbeat=given.heartbeat)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if processes.is_first():
@@ -197,7 +198,7 @@ def main(_argv: list[str]) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     processes.say(f"{len(jax.devices())} devices ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}")
-    task = recipe.make_task(config, mesh, workdir)
+    task = processes.together(lambda: recipe.make_task(config, mesh, workdir))
     command = shlex.join([sys.executable, "-m", "spatialreward_jax.train", *sys.argv[1:]])
     try:
         summary = run(task, settings, workdir, command=command)

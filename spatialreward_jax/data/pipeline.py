@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from spatialreward_jax import processes
 from spatialreward_jax.data.requests import EditRequest
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io import images
@@ -67,6 +68,13 @@ def load_batch(requests: Sequence[EditRequest], size: EditorSize) -> EditBatch:
         except InputError as error:
             raise InputError(f"{request.where}: {error}") from error
     return EditBatch(tuple(requests), tuple(sources), tuple(targets))
+
+
+def whole(batch: EditBatch) -> EditBatch:
+    """The rows of all processes, in their order, given each process's own; all must call."""
+    parts = processes.gather(batch)
+    columns = zip(*((part.requests, part.sources, part.target_sizes) for part in parts))
+    return batch if len(parts) == 1 else EditBatch(*(sum(column, ()) for column in columns))
 
 
 def batches(

@@ -13,7 +13,7 @@ from spatialreward_jax.data.buckets import Buckets, group_by_shape, pad_batch
 from spatialreward_jax.editor import prompts
 from spatialreward_jax.editor.nets import EditorNets
 from spatialreward_jax.flow import Branches
-from spatialreward_jax.mesh import place_batch
+from spatialreward_jax.mesh import on_host, place_batch
 from spatialreward_jax.models.autoencoder_kl import sample_posterior
 from spatialreward_jax.models.omnigen2 import Conditioning, pack_references, unpack
 
@@ -108,7 +108,7 @@ def encode_images(nets: EditorNets, sources: Sequence[Sequence[np.ndarray]], key
         own = jax.vmap(jax.random.fold_in)(keys[pad_batch(rows, count)], pad_batch(slots, count))
         batch = place_batch(nets.mesh, pad_batch(images, count))
         with jax.set_mesh(nets.mesh):
-            latents = np.asarray(_encode_images(nets.vae.graph, nets.vae.params, batch, own))
+            latents = on_host(_encode_images(nets.vae.graph, nets.vae.params, batch, own))
         for row, slot, latent in zip(rows, slots, latents):
             out[row][slot] = latent
     return out
@@ -125,13 +125,13 @@ def _encode_images(graph, params, images, keys):
 def decode(nets: EditorNets, latents: jax.Array, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Packed latents [B, T, C] and (height, width) in latent positions -> uint8 images [8 h, 8 w, 3]."""
     patch = nets.transformer.config.patch_size
-    latents = np.asarray(latents, np.float32)
+    latents = on_host(latents).astype(np.float32, copy=False)
     out: list = [None] * len(sizes)
     for (height, width), indices in group_by_shape(list(sizes)).items():
         rows = unpack(latents[indices], height // patch, width // patch, patch)
         batch = place_batch(nets.mesh, pad_batch(rows, _power_of_two(len(indices))))
         with jax.set_mesh(nets.mesh):
-            images = np.asarray(_decode(nets.vae.graph, nets.vae.params, batch))
+            images = on_host(_decode(nets.vae.graph, nets.vae.params, batch))
         for index, image in zip(indices, images):
             out[index] = image
     return out

@@ -12,7 +12,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.huggingface import PreTrainedTokenizerBase, load_tokenizer
 from spatialreward_jax.io.peft import LoRASpec, read_adapter
 from spatialreward_jax.io.pretrained import Placement, default_dtype, load_net, read_json, resolve
-from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.mesh import make_mesh, put
 from spatialreward_jax.models import autoencoder_kl, lora, omnigen2, qwen2_5_text
 
 
@@ -75,7 +75,7 @@ class EditorNets:
 
     def _place(self, adapters: dict) -> dict:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        return jax.device_put(adapters, everywhere)
+        return jax.tree.map(lambda x: put(x, everywhere), adapters)
 
 
 def load_nets(

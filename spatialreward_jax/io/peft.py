@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.layout import Layout
-from spatialreward_jax.io.weights import Entry, flatten, on_host, some, unflatten
+from spatialreward_jax.io.weights import Entry, flatten, some, unflatten
+from spatialreward_jax.mesh import on_host
 
 PEFT_PREFIX = "base_model.model."
 DIFFUSERS_PREFIX = "transformer."
@@ -192,9 +193,7 @@ def _assemble(
     return spec, leaves
 
 
-def adapter_tensors(
-    adapters: Any, spec: LoRASpec, entries: Sequence[Entry], prefix: str = ""
-) -> dict[str, np.ndarray]:
+def adapter_tensors(adapters: Any, spec: LoRASpec, entries: Sequence[Entry], prefix: str = "") -> dict[str, np.ndarray]:
     """Adapters, or a tree like them (gradients, moments), as named tensors in the checkpoint's layout, on the host."""
     leaves, tensors = flatten(adapters), {}
     for entry in adapted_entries(entries, spec):

@@ -11,14 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import Int8Reader, scale_name
 from spatialreward_jax.io.layout import Layout
-from spatialreward_jax.mesh import path_name
+from spatialreward_jax.mesh import on_host, path_name
 
 LAYER = "{L}"
 """Stands for the layer number in a source name; the parameter stacks the layers on its first axis."""
@@ -272,13 +271,6 @@ def save_params(
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, stem, shards)
-
-
-def on_host(leaf: Any) -> np.ndarray:
-    """The whole array as NumPy, also where it is spread over hosts (then every process must call)."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
 
 def _write(folder: pathlib.Path, stem: str, shards: list[dict[str, np.ndarray]]) -> None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from spatialreward_jax import processes
 from spatialreward_jax.data.editworld import write_requests
 from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.pipeline import EditorSize
@@ -14,7 +15,7 @@ from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SDEWindow, StepPlan, full_plan, guided_steps, window_plan
 from spatialreward_jax.io.peft import LoRASpec
-from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, WeightedReward
+from spatialreward_jax.reward.backends import Divided, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.vlm import Decoding
@@ -137,7 +138,11 @@ class Settings:
 
 
 def _data_path(data: str, workdir: pathlib.Path, seed: int) -> str:
-    return str(write_requests(workdir / "data", "train", EDITWORLD_REQUESTS, seed)) if data == "editworld" else data
+    if data != "editworld":
+        return data
+    write = lambda: str(write_requests(workdir / "data", "train", EDITWORLD_REQUESTS, seed))
+    processes.together(lambda: write() if processes.is_first() else None)
+    return write()  # there already
 
 
 def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> WeightedReward:
@@ -172,12 +177,15 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
             )
         )
 
+    def make_guards():
+        return Divided(GuardsBackend())
+
     def load_oracle():
         if config.data.path != "editworld":
             raise InputError("rewards.oracle knows the truth of --config.data.path=editworld alone: drop it")
-        return Oracle.from_requests(requests)
+        return Divided(Oracle.from_requests(requests))
 
-    makers = {"judge": load_judge, "guards": GuardsBackend, "oracle": load_oracle}
+    makers = {"judge": load_judge, "guards": make_guards, "oracle": load_oracle}
     weights = {name: float(weight) for name, weight in config.rewards.items()}
     unknown = sorted(set(weights) - set(makers))
     if unknown:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from spatialreward_jax import processes
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.guards import Guards
 from spatialreward_jax.reward.protocol import read_edits
@@ -45,6 +46,27 @@ class JudgeBackend:
             numbers = {name: getattr(score, name) for name in NUMBERS if score.valid}
             graded.append(Graded(score.reward if score.valid else None, numbers, score))
         return graded
+
+
+@dataclasses.dataclass(frozen=True)
+class Divided:
+    """A backend that needs no devices: in a run of several processes each of them grades its share of the edits.
+
+    Every backend is called with all edits in every process. A judge on the mesh answers them together, in programs that
+    all processes run; what computes on the host alone would do all the work in each of them.
+    """
+
+    backend: Backend
+
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """The same grades in every process, whoever made them."""
+        rows = list(zip(edits, scores if scores is not None else [None] * len(edits)))
+
+        def grade(share):
+            edits, own = zip(*share)
+            return self.backend(edits, own if scores is not None else None)
+
+        return processes.divided(grade, rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from absl import logging
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import begin, generate, make_sampler, text_of
-from spatialreward_jax.mesh import batch_sharding
+from spatialreward_jax.mesh import batch_sharding, on_host, put
 from spatialreward_jax.models.qwen3_vl import Prompt, VisionFeatures, pack_images, pack_prompts
 from spatialreward_jax.reward.batching import LIMITS, Batch, Limits, Pass, plan
 from spatialreward_jax.reward.loading import JudgeNet
@@ -116,7 +116,7 @@ class VLM:
                 features = self._features(one, images)
                 pending = [(batch, self._start(one, batch, asked, images, features)) for batch in one.batches]
                 for batch, answer in pending:
-                    replies |= self._read(batch, jax.device_get(answer))
+                    replies |= self._read(batch, jax.tree.map(on_host, answer))
         return [replies[row] for row in range(len(questions))]
 
     def _arrays(self, questions: Sequence[Question]) -> tuple[list[_Asked], list[Patches]]:
@@ -232,7 +232,7 @@ class VLM:
         """Host arrays to the mesh, batches split where they divide. Positions [3, B, T] stay whole."""
 
         def place(leaf):
-            return jax.device_put(leaf, batch_sharding(self.net.mesh, leaf.shape[0]))
+            return put(leaf, batch_sharding(self.net.mesh, leaf.shape[0]))
 
         return jax.tree.map(place, tree)
 
