@@ -60,12 +60,15 @@ class Counting:
     trips: float | None = None
 
 
-def count_flops(fn, *args: Any, counting: Counting = Counting()) -> Flops:
+DEFAULT = Counting()
+
+
+def count_flops(fn, *args: Any, counting: Counting = DEFAULT) -> Flops:
     """FLOPs of `fn(*args)` on a TPU; the arguments may be abstract, nothing runs. See `count_jaxpr`."""
     return count_jaxpr(jax.make_jaxpr(fn)(*args), counting)
 
 
-def count_jaxpr(closed: Any, counting: Counting = Counting()) -> Flops:
+def count_jaxpr(closed: Any, counting: Counting = DEFAULT) -> Flops:
     """FLOPs of a closed jaxpr.
 
     Raises:

@@ -17,6 +17,9 @@ from spatialreward_jax.models.omnigen2 import Conditioning
 from spatialreward_jax.recipes.grpo_settings import Settings
 from spatialreward_jax.rl import Batch
 
+KEY = jax.eval_shape(lambda: jax.random.key(0)).dtype
+"""Of random keys."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -34,8 +37,8 @@ class Request:
     references: int = 1
     text: int = 100
     negative: int = 20
-    semantic: int = 1024
-    quality: int = 600
+    semantic: int = 900
+    quality: int = 430
     answer: int = 300
     padded: bool = True
 
@@ -80,15 +83,14 @@ def branches(nets: EditorNets, request: Request, prompts: int) -> Branches:
 def rollout_arguments(nets: EditorNets, settings: Settings, request: Request, prompts: int, group: int) -> tuple:
     """Arguments of `Programs.rollout` after the parameters: branches, mask, times, keys, plan."""
     mesh = nets.mesh
-    key = jax.eval_shape(lambda: jax.random.key(0)).dtype
     plan = dataclasses.replace(settings, prompts=prompts).plan(np.random.default_rng(0))
     whole = NamedSharding(mesh, PartitionSpec())
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.asarray(x).dtype, sharding=whole)
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
     return (
         branches(nets, request, prompts),
         array(mesh, (prompts, request.tokens(nets)), jnp.bool_),
         array(mesh, (prompts, settings.sampler_steps + 1), jnp.float32),
-        array(mesh, (prompts, group), key),
+        array(mesh, (prompts, group), KEY),
         StepPlan(*map(shape, plan)),
     )
 
