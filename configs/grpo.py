@@ -29,7 +29,7 @@ PRESETS = {  # what runs where; everything else below is the recipe
         "kl_weight": 0.0,
         "lora": {"rank": 8, "alpha": 16.0},
         "lr": 1e-3,
-        "judge": {"model": "embedded", "max_new_tokens": 32},
+        "judge": {"model": "embedded", "max_new_tokens": 32, "constrained": True},
         "rewards": {"judge": 0.5, "guards": 0.5, "oracle": 0.0},
         "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
         "eval": {"prompts": 4},
@@ -68,6 +68,7 @@ def get_config(preset="embedded"):
     config.judge.dtype = ""  # "" is what the judge's config.json names
     config.judge.quantize = ""  # "int8": weight-only, for chips that do not hold the judge beside the editor
     config.judge.max_new_tokens = 512
+    config.judge.constrained = False  # readable answers only, by a grammar; False is the official behaviour
     config.judge.batch = 16  # answers decoded at a time
     config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight
 

@@ -38,7 +38,7 @@ from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.pixels import POLICIES
 from spatialreward_jax.reward.protocol import read_edits
 from spatialreward_jax.reward.types import Edit, Score
-from spatialreward_jax.reward.vlm import Decoding
+from spatialreward_jax.reward.vlm import SCORE_MODES, Decoding
 
 
 def define_flags() -> None:
@@ -57,6 +57,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
     flags.DEFINE_enum("aggregation", "weighted", KINDS, "How sub-scores become one score.")
     flags.DEFINE_integer("max_new_tokens", 0, "Longest answer; 0: what the judge's folder says.", lower_bound=0)
+    flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
+    flags.DEFINE_enum("score_mode", "answered", SCORE_MODES, "Scores as written, or as means (needs --constrained).")
     flags.DEFINE_integer("batch_size", 32, "Edits of --jsonl that are scored at a time.", lower_bound=1)
 
 
@@ -123,6 +125,8 @@ def main(_argv: Sequence[str]) -> None:
         parsing=given.parsing,
         aggregation=given.aggregation,
         decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
+        constrained=given.constrained,
+        score_mode=given.score_mode,
         quantize=given.quantize,
     )
     results = scores(model, edits, given.batch_size)

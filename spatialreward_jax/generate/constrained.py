@@ -197,10 +197,10 @@ def score_expectation(first: jax.Array, second: jax.Array, tables: Tables) -> ja
       tables: of the grammar.
     """
     value, width = tables.value[tables.digits], tables.width[tables.digits]
-    mean = first @ value.astype(jnp.float32)
+    mean = (first * value).sum(axis=1)
     for digit, then in zip(TENS, second, strict=True):
         share = jnp.where((width == 1) & (value == digit), first, 0).sum(axis=1)
-        mean += share * (then @ (10 * digit + value - digit).astype(jnp.float32))
+        mean += share * (then * (10 * digit + value - digit)).sum(axis=1)
     return mean
 
 
@@ -215,9 +215,11 @@ def _peek(extend, params, tables, place, logits, cache):
         return jnp.where(width > 0, probability[:, tables.digits], 0)
 
     first, nothing = shares(logits, place), jnp.zeros((logits.shape[0],), jnp.int32)
-    second = []
-    for digit in TENS:
+
+    def read(cache, digit):
         token = jnp.broadcast_to(tables.digits[jnp.argmax((width == 1) & (value == digit))], nothing.shape)
         behind, cache = extend(params, token[:, None], nothing, nothing, cache)
-        second.append(shares(behind, automaton.advance(tables, place, token)))
-    return score_expectation(first, jnp.stack(second), tables), cache
+        return cache, shares(behind, automaton.advance(tables, place, token))
+
+    cache, second = jax.lax.scan(read, cache, jnp.array(TENS))
+    return score_expectation(first, second, tables), cache

@@ -12,9 +12,15 @@ once, before its last part; `<|` stands nowhere else.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.generate.constrained import check_room
 from spatialreward_jax.generate.grammar import NOT_FULL, Grammar, Number
+from spatialreward_jax.generate.token_tables import Tables, compile_grammar
 from spatialreward_jax.reward.types import SCORE_RANGE
 
 VERSION = 1
@@ -39,6 +45,34 @@ class AnswerBounds:
     def __post_init__(self):
         if not (1 <= self.regions <= 99 and self.label >= 1 and self.reasoning >= 1):
             raise InputError(f"{self}: regions must lie in 1..99, label and reasoning be positive")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnswerTables:
+    """The grammar compiled for a judge. tables: on the device; starts: first node of each stream."""
+
+    tables: Tables
+    starts: dict[str, int]
+
+    @classmethod
+    def compile(
+        cls, tokenizer: Any, *, vocab: int, eos: tuple[int, ...], max_new: int, place: Callable[[Tables], Tables]
+    ) -> "AnswerTables":
+        """Tables for a tokenizer, see `compile_grammar`, put where `place` wants them.
+
+        Raises InputError where the shortest answer takes more than `max_new` tokens, or for an unfit tokenizer.
+        """
+        grammar, starts = answer_grammar()
+        tables = compile_grammar(grammar, tokenizer, vocab=vocab, eos=eos)
+        check_room(tables, list(starts.values()), max_new)
+        return cls(place(tables), starts)
+
+    def nodes(self, streams: Sequence[str]) -> np.ndarray:
+        """int32 [B]: first node of each stream. Raises InputError for a stream without a grammar."""
+        unknown = sorted(set(streams) - set(self.starts))
+        if unknown:
+            raise InputError(f"stream {unknown[0]!r} has no grammar: ask it unconstrained")
+        return np.array([self.starts[stream] for stream in streams], np.int32)
 
 
 def answer_grammar(bounds: AnswerBounds = AnswerBounds()) -> tuple[Grammar, dict[str, int]]:

@@ -1,5 +1,6 @@
 """The reward model: edits in, scores out."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,6 +59,8 @@ class RewardModel:
         decoding: Decoding | None = None,
         limits: Limits = LIMITS,
         quantize: str | None = None,
+        constrained: bool | None = None,
+        score_mode: str | None = None,
     ) -> "RewardModel":
         """A judge of the Qwen3-VL family.
 
@@ -73,6 +76,10 @@ class RewardModel:
             limits: largest shapes.
             quantize: "int8" halves what the weights take next to bfloat16, see `reward.loading.load_judge`; the
                 revision in the identity says so.
+            constrained: whether answers follow `reward.answer_grammar`, so that each can be read; by default as in
+                `decoding`, where False, the official behaviour, is the default.
+            score_mode: "answered", or "expected" for the means of the scores' distributions; by default as in
+                `decoding`.
 
         Raises:
             InputError: whatever does not fit, in one line, before anything is compiled.
@@ -81,6 +88,8 @@ class RewardModel:
         settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
         if decoding is None:
             decoding = Decoding(max_new_tokens=settings.get("max_new_tokens", Decoding.max_new_tokens))
+        given = {"constrained": constrained, "score_mode": score_mode}
+        decoding = dataclasses.replace(decoding, **{name: it for name, it in given.items() if it is not None})
         decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
         choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)

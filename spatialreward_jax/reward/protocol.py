@@ -32,10 +32,14 @@ class Question:
 
 
 class Reply(NamedTuple):
-    """A judge's answer. complete: False where it was cut off at the token limit."""
+    """A judge's answer. complete: False where it was cut off at the token limit.
+
+    expected: means of the two sub-scores that stand in for those in the text, or None.
+    """
 
     text: str
     complete: bool = True
+    expected: tuple[float, float] | None = None
 
 
 class Answerer(Protocol):
@@ -115,6 +119,10 @@ def read_answers(
     """Two answers -> `Score`. size: (height, width) of the edited image; default aggregation: the published weights."""
     sc, pq = (Reply(text) if isinstance(text, str) else text for text in (sc, pq))
     semantic, quality = parse(sc.text, parsing, regions=True), parse(pq.text, parsing, regions=False)
+    semantic, quality = (
+        part if part.scores is None or reply.expected is None else dataclasses.replace(part, scores=reply.expected)
+        for part, reply in ((semantic, sc), (quality, pq))
+    )
     errors = [
         f"{name}: {part.error}{'' if reply.complete else ' (cut off at the token limit)'}"
         for name, part, reply in (("SC", semantic, sc), ("PQ", quality, pq))

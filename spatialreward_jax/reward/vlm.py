@@ -14,13 +14,17 @@ import numpy as np
 from absl import logging
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.generate import begin, generate, make_sampler, text_of
-from spatialreward_jax.mesh import batch_sharding, on_host, put
-from spatialreward_jax.models.qwen3_vl import Prompt, VisionFeatures, pack_images, pack_prompts
+from spatialreward_jax.generate import begin, generate, generate_constrained, make_sampler, text_of
+from spatialreward_jax.mesh import batch_sharding, on_host, place_whole, put
+from spatialreward_jax.models.qwen3_vl import KVCache, Prompt, VisionFeatures, pack_images, pack_prompts
+from spatialreward_jax.reward.answer_grammar import VERSION, AnswerTables
 from spatialreward_jax.reward.batching import LIMITS, Batch, Limits, Pass, plan
 from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.processor import Patches, Processor, image_key
 from spatialreward_jax.reward.protocol import Question, Reply
+
+SCORE_MODES = ("answered", "expected")
+"""Sub-scores are the numbers in the answer, or the means of the distribution that these were chosen from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Decoding:
     Attributes:
         max_new_tokens: an answer that has not ended by then is cut off. seed: of sampled decoding; the draws of an
             answer follow from it and from its question alone.
+        constrained: answers follow `reward.answer_grammar`, so that each can be read; False is the official behaviour.
+        score_mode: one of `SCORE_MODES`.
     """
 
     max_new_tokens: int = 512
@@ -38,6 +44,8 @@ class Decoding:
     top_k: int = 20
     repetition_penalty: float = 1.0
     seed: int = 0
+    constrained: bool = False
+    score_mode: str = "answered"
 
     @property
     def name(self) -> str:
@@ -46,10 +54,16 @@ class Decoding:
             "greedy" if self.temperature == 0 else f"t{self.temperature:g} p{self.top_p:g} k{self.top_k} s{self.seed}"
         )
         penalty = "" if self.repetition_penalty == 1 else f" r{self.repetition_penalty:g}"
-        return f"{draw}{penalty} max{self.max_new_tokens}"
+        grammar = f" grammar{VERSION}" if self.constrained else ""
+        expected = " expected" if self.score_mode == "expected" else ""
+        return f"{draw}{penalty} max{self.max_new_tokens}{grammar}{expected}"
 
     def sampler(self):
-        """The rules for `generate`. Raises InputError for numbers out of range."""
+        """The rules for `generate`. Raises InputError for choices that cannot be."""
+        if self.score_mode not in SCORE_MODES:
+            raise InputError(f"score mode {self.score_mode!r} is unknown: choose one of {', '.join(SCORE_MODES)}")
+        if self.score_mode == "expected" and not self.constrained:
+            raise InputError("score mode expected needs constrained answers: only there is it known where scores stand")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens {self.max_new_tokens}: use a positive number")
         return make_sampler(
@@ -62,11 +76,12 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Asked:
-    """A question as arrays: prompt int32 [T], its images as indices, seed of its draws."""
+    """A question as arrays: prompt int32 [T], its images as indices, seed of its draws; its stream."""
 
     tokens: np.ndarray
     images: tuple[int, ...]
     seed: int
+    stream: str
 
 
 class VLM:
@@ -97,10 +112,22 @@ class VLM:
         self._seed, self._max_new = decoding.seed, decoding.max_new_tokens
         self.shapes: set[tuple] = set()
         self._encode = jax.jit(self._encode_into, donate_argnums=2)
-        self._answer = jax.jit(functools.partial(self._decode, sampler=decoding.sampler()))
+        self._answer = jax.jit(self._decode)
+        self._sampler, self._expected = decoding.sampler(), decoding.score_mode == "expected"
+        self._grammar = None
+        if decoding.constrained:
+            self._grammar = AnswerTables.compile(
+                processor.tokenizer,
+                vocab=net.config.text.vocab,
+                eos=net.eos,
+                max_new=decoding.max_new_tokens,
+                place=functools.partial(place_whole, net.mesh),
+            )
 
     def check(self, question: Question) -> None:
-        """Raises InputError for a question whose text or images do not fit."""
+        """Raises InputError for a question whose text or images do not fit, or whose answers have no grammar."""
+        if self._grammar is not None:
+            self._grammar.nodes([question.stream])
         self._tokens(question.text, [self.processor.grid(*image.shape[:2]) for image in question.images])
 
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
@@ -132,7 +159,7 @@ class VLM:
             shown = [keys[id(image)] for image in question.images]
             tokens = self._tokens(question.text, [patches[row[key]].grid for key in shown])
             seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), self._seed & 0xFFFFFFFF))
-            asked.append(_Asked(tokens, tuple(row[key] for key in shown), seed))
+            asked.append(_Asked(tokens, tuple(row[key] for key in shown), seed, question.stream))
         return asked, patches
 
     def _tokens(self, text: str, grids: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -192,10 +219,17 @@ class VLM:
         seeds = np.array([r.seed for r in rows] + [0] * spare, np.uint32)
         active = np.arange(batch.rows) < len(rows)
         self._note("decode", batch.rows, batch.length, one.slots * one.patches)
-        return self._answer(self.net.adapters, self.net.base, features, *self._placed((prompt, seeds, active)))
+        given = (prompt, seeds, active)
+        if self._grammar is None:
+            return self._answer(self.net.adapters, self.net.base, features, *self._placed(given))
+        nodes = self._grammar.nodes([r.stream for r in rows] + ["pq"] * spare)
+        given = self._placed((*given, nodes))
+        return self._answer(self.net.adapters, self.net.base, features, *given, self._grammar.tables)
 
-    def _decode(self, adapters: Any, base: Any, features: VisionFeatures, prompt: Prompt, seeds, active, *, sampler):
-        """Prefill and the whole decoding loop in one program."""
+    def _decode(
+        self, adapters, base, features: VisionFeatures, prompt: Prompt, seeds, active, nodes=None, tables=None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Prefill and the whole decoding loop in one program -> tokens, length, finished, expected scores."""
         model = self.net.merge(adapters, base)
         hidden, cache = model.prefill(prompt, features, prompt.tokens.shape[1] + self._max_new)
         state = begin(
@@ -203,30 +237,41 @@ class VLM:
             prompt.tokens,
             prompt.length,
             seeds,
-            sampler=sampler,
+            sampler=self._sampler,
             vocab=self.net.config.text.vocab,
             max_new=self._max_new,
             pad=self.net.pad,
             active=active,
         )
-
-        def step(trees, token, cache):
-            model = self.net.merge(*trees)
-            hidden, cache = model.extend(token[:, None], cache)
-            return model.logits(hidden[:, 0]), cache
-
-        trees = (adapters, base)
-        answer, _ = generate(
-            step, trees, model.logits(hidden), state, sampler=sampler, eos=self.net.eos, pad=self.net.pad
+        trees, first, how = (adapters, base), model.logits(hidden), {"sampler": self._sampler, "eos": self.net.eos}
+        if tables is None:
+            answer, _ = generate(self._step, trees, first, state, pad=self.net.pad, **how)
+            return answer.tokens, answer.length, answer.finished, None
+        out, _ = generate_constrained(
+            self._extend, trees, first, state, tables=tables, nodes=nodes, expected=self._expected, **how
         )
-        return answer.tokens, answer.length, answer.finished
+        answer = out.answer
+        return answer.tokens, answer.length, answer.finished, out.expected if self._expected else None
 
-    def _read(self, batch: Batch, answer: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[int, Reply]:
-        tokens, length, finished = answer
-        return {
-            question: Reply(self.processor.decode(text_of(tokens[row], length[row], self.net.eos)), bool(finished[row]))
-            for row, question in enumerate(batch.questions)
-        }
+    def _step(self, trees: tuple, token: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """A `ModelStep`."""
+        return self.net.merge(*trees).next_logits(token, cache)
+
+    def _extend(self, trees: tuple, tokens: jax.Array, at: jax.Array, keep: jax.Array, cache: KVCache):
+        """A `ModelExtend`; tokens that are not kept lie behind the cache's end, where the next ones overwrite them."""
+        model = self.net.merge(*trees)
+        hidden, new = model.extend(tokens, cache)
+        last = jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
+        return model.logits(last), new.replace(length=cache.length + keep)
+
+    def _read(self, batch: Batch, answer: tuple[np.ndarray | None, ...]) -> dict[int, Reply]:
+        tokens, length, finished, expected = answer
+        replies = {}
+        for row, question in enumerate(batch.questions):
+            text = self.processor.decode(text_of(tokens[row], length[row], self.net.eos))
+            means = None if expected is None else tuple(map(float, expected[row]))
+            replies[question] = Reply(text, bool(finished[row]), means)
+        return replies
 
     def _placed(self, tree: Any) -> Any:
         """Host arrays to the mesh, batches split where they divide. Positions [3, B, T] stay whole."""
