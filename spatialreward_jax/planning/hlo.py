@@ -68,7 +68,7 @@ class Module:
                 yield one, times, named
 
     def _runs(self, trips: float) -> dict[str, float]:
-        calls = {name: list(_calls(body, trips)) for name, body in self.computations.items()}
+        calls = {name: list(self._calls(body, trips)) for name, body in self.computations.items()}
         total: dict[str, float] = collections.defaultdict(float)
 
         def visit(name: str, times: float) -> None:
@@ -79,17 +79,37 @@ class Module:
         visit(self.entry, 1)
         return dict(total)
 
+    def _calls(self, body: list[Instruction], trips: float) -> Iterator[tuple[str, float]]:
+        for one in body:
+            if one.kind == "while":
+                known = self._trip_count(one, {x.name: x for x in body})
+                for name in one.called("body", "condition"):
+                    yield name, trips if known is None else known
+            elif one.kind in ("call", "conditional", "async-start"):
+                kinds = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
+                for name in one.called(*kinds):
+                    yield name, 1
 
-def _calls(body: list[Instruction], trips: float) -> Iterator[tuple[str, float]]:
-    for one in body:
-        if one.kind == "while":
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', one.rest)
-            for name in one.called("body", "condition"):
-                yield name, float(known[1]) if known else trips
-        elif one.kind in ("call", "conditional", "async-start"):
-            kinds = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
-            for name in one.called(*kinds):
-                yield name, 1
+    def _trip_count(self, loop: Instruction, named: Mapping[str, Instruction]) -> int | None:
+        """Of a loop that counts from a constant up to one, by one, as scans do; None for any other."""
+        condition = {one.name: one for one in self.computations[loop.called("condition")[0]]}
+        root = next(one for one in condition.values() if one.root)
+        if root.kind != "compare" or "direction=LT" not in root.rest:
+            return None
+        counter, limit = (condition[name] for name in root.operands)
+        index = re.search(r"index=(\d+)", counter.rest)
+        if limit.kind != "constant" or index is None:
+            return None
+        start = named.get(loop.operands[0])
+        start = named.get(start.operands[int(index[1])]) if start is not None and start.kind == "tuple" else None
+        while start is not None and start.kind in ("copy", "bitcast"):
+            start = named.get(start.operands[0])
+        first = _constant(start) if start is not None and start.kind == "constant" else 0
+        return _constant(limit) - first
+
+
+def _constant(one: Instruction) -> int:
+    return int(one.rest.split(")")[0])
 
 
 def _arguments(rest: str) -> str:

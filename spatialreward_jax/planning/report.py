@@ -59,9 +59,7 @@ def does_not_fit(rows: Sequence[dict[str, Any]]) -> str:
         if row["fits"]:
             continue
         hbm = row["hbm_per_chip"]
-        lines.append(
-            f"{row['program']} does not fit: {hbm['total'] / GIB:.2f} of {hbm['capacity'] / GIB:.0f} GiB:"
-        )
+        lines.append(f"{row['program']} does not fit: {hbm['total'] / GIB:.2f} of {hbm['capacity'] / GIB:.0f} GiB:")
         lines += [f"  {b['bytes'] / GIB:7.3f} GiB  {b['shape']}  {b['source']}" for b in row["largest_buffers"]]
     return "\n".join(lines)
 

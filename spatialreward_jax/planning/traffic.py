@@ -35,7 +35,7 @@ def largest_buffers(module: Module, count: int = 8) -> list[dict]:
     """The largest arrays that instructions make: {"bytes", "shape", "source"}, each shape and source once."""
     found: dict[tuple[str, str], int] = {}
     for one, _, _ in module.running():
-        if one.kind in _FREE - {"parameter", "constant", "iota"} or (one.kind == "parameter" and one.result[0] == "("):
+        if one.kind in _FREE:
             continue
         for shape in shapes(one.result):
             found[(shape.split("{")[0], one.source or one.name)] = bytes_of(shape)
