@@ -32,13 +32,13 @@ def memory_traffic(module: Module) -> float:
 
 
 def largest_buffers(module: Module, count: int = 8) -> list[dict]:
-    """The largest arrays that instructions make: {"bytes", "shape", "source"}, each shape and source once."""
+    """The largest arrays in HBM that instructions make: {"bytes", "shape", "source"}, each shape and source once."""
     found: dict[tuple[str, str], int] = {}
     for one, _, _ in module.running():
         if one.kind in _FREE:
             continue
         for shape in shapes(one.result):
-            found[(shape.split("{")[0], one.source or one.name)] = bytes_of(shape)
+            found[(shape.split("{")[0], one.source or one.name)] = in_memory(shape)
     top = collections.Counter(found).most_common(count)
     return [{"bytes": size, "shape": shape, "source": source} for (shape, source), size in top]
 
