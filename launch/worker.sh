@@ -51,7 +51,7 @@ start() {
   if [[ $program == train ]]; then flags=$(process_flags); fi
   cd "$tree"
   # shellcheck disable=SC2086  # the process flags are three words without spaces
-  nohup setsid "$venv/bin/python" -m "spatialreward_jax.$program" "$@" $flags >"$log" 2>&1 </dev/null &
+  nohup setsid "$venv/bin/python" -m spatialreward_jax.launch "$program" "$@" $flags >"$log" 2>&1 </dev/null &
   echo $! >"$pid_file"
   echo "$(hostname) started process $(<"$pid_file"), log $log"
 }

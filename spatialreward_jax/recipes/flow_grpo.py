@@ -29,6 +29,7 @@ from spatialreward_jax.models import omnigen2
 from spatialreward_jax.recipes import grpo_settings, previews
 from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.reporting.journal import Samples
 from spatialreward_jax.reward.backends import Rewards, WeightedReward
 from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import (
@@ -97,7 +98,8 @@ class FlowGRPO:
         weight = step_weight(trajectory.std) if s.reweight_by_sigma else jnp.ones_like(trajectory.sigma)
         advantage, valid = place_whole(self.nets.mesh, (advantage, valid))
         state, update_metrics = self._updates(state, Batch(trajectory, encoded.branches, advantage, valid, weight))
-        return state, metrics | update_metrics
+        names = [f"key {request.key} ({request.where})" for request in batch.requests]
+        return state, metrics | update_metrics | {"samples": Samples(names, _finite(latents))}
 
     def record(self) -> dict[str, Any]:
         """What was measured in the first phase."""
@@ -263,6 +265,12 @@ def _join(parts):
     trajectories = [trajectory for _, trajectory in parts]
     joined = Trajectory(*(jnp.concatenate(x) for x in zip(*trajectories)))
     return latents, joined._replace(guided=trajectories[0].guided)
+
+
+@jax.jit
+def _finite(latents):
+    """[P, G, T, C] -> bool [P]."""
+    return jnp.isfinite(latents).all((1, 2, 3))
 
 
 def _mean(x: np.ndarray) -> float | None:

@@ -46,7 +46,7 @@ class Task(Protocol):
 
         Metrics are `rl.metrics.Mean` or `Peak`, scalar arrays or numbers, equal in all processes; they are read one
         step later, so returning device arrays keeps the devices busy. A `Mean` of nothing is left out; a value that is
-        not finite stops the run.
+        not finite stops the run, with an error that names what a `journal.Samples` among the metrics holds.
         """
 
     def record(self) -> dict[str, Any]:

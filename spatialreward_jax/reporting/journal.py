@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from spatialreward_jax.mesh import on_host
 from spatialreward_jax.reporting.progress import Progress
 from spatialreward_jax.reporting.tensorboard import TensorBoard
 from spatialreward_jax.rl.metrics import Mean, is_metric
@@ -54,19 +55,40 @@ class History:
         return self.total[name] / self.count[name] if name in self.count else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Goes with a step's metrics and is never logged: what to name when the step turns out not to be finite.
+
+    Attributes:
+        names: one per sample, for people.
+        finite: bool [samples] array, False where the samples themselves were not finite already.
+    """
+
+    names: Sequence[str]
+    finite: Any
+
+    def __str__(self) -> str:
+        bad = [name for name, good in zip(self.names, on_host(self.finite)) if not good]
+        if bad:
+            return f"not finite already when sampled: {', '.join(bad)}"
+        return f"all samples were finite when sampled: {', '.join(self.names)}"
+
+
 def to_numbers(metrics: Mapping[str, Any], step: int) -> dict[str, float]:
-    """Metrics (`Mean`, `Peak`, scalar arrays, numbers) as floats; a `Mean` of nothing is left out. Waits for them.
+    """Metrics (`Mean`, `Peak`, scalar arrays, numbers) as floats, without `Samples` and `Mean`s of nothing. Waits.
 
     Raises:
-        NonFiniteError: naming every value that is not finite, and the step.
+        NonFiniteError: naming every value that is not finite, the step, and the samples where they are known.
     """
-    metrics = jax.device_get(dict(metrics))
+    samples = [m for m in metrics.values() if isinstance(m, Samples)]
+    metrics = jax.device_get({k: m for k, m in metrics.items() if not isinstance(m, Samples)})
     counted = {k: m for k, m in metrics.items() if not (isinstance(m, Mean) and np.sum(m.count) == 0)}
     numbers = {k: float(m.collapse().value() if is_metric(m) else m) for k, m in counted.items()}
     bad = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
+        seen = "".join(f"; {each}" for each in samples)
         raise NonFiniteError(
-            f"step {step}: {', '.join(bad)}; this step is not saved; a lower lr, another seed or float32 may help"
+            f"step {step}: {', '.join(bad)}{seen}; this step is not saved; a lower lr, another seed or float32 may help"
         )
     return numbers
 

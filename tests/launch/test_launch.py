@@ -271,7 +271,8 @@ def test_a_worker_of_several_is_told_where_the_first_one_listens(worker):
     assert done.returncode == 0, done.stderr
     assert _log(home, "process_id") == [
         "-m",
-        "spatialreward_jax.train",
+        "spatialreward_jax.launch",
+        "train",
         "--workdir=/mnt/bucket/run",
         "--config.note=a b",
         "--coordinator=10.0.0.7:8476",
@@ -283,7 +284,7 @@ def test_a_worker_of_several_is_told_where_the_first_one_listens(worker):
 def test_a_single_worker_runs_alone_once_and_stops_when_asked(worker):
     call, home = worker
     assert call("start", "train", "--workdir=w", endpoints="unknown:unknown:10.0.0.7").returncode == 0
-    assert _log(home, "--workdir=w") == ["-m", "spatialreward_jax.train", "--workdir=w"]
+    assert _log(home, "--workdir=w") == ["-m", "spatialreward_jax.launch", "train", "--workdir=w"]
     again = call("start", "train", "--workdir=w")
     assert again.returncode == 2 and "already running" in again.stderr
     assert "asked process" in call("stop").stdout

@@ -77,6 +77,7 @@ def one_phase(task):
     before = jax.device_get(state.params)
     state, metrics = task.step(state, next(task.batches()))
     moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, state.params)))
+    assert len(metrics.pop("samples").names) == 2
     return state, {k: float(v.value() if hasattr(v, "value") else v) for k, v in metrics.items()}, moved
 
 
