@@ -16,6 +16,7 @@ from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.processor import Processor
 
 GREEDY = make_sampler()
+GRADIENT_RESULTS = ("single_logprobs", "single_ce", "single_grad_norm", "n_params_with_grad")
 
 
 class Prompts(NamedTuple):
@@ -42,7 +43,8 @@ def check(case: Case, goldens: Goldens) -> None:
     check_inputs(case, net, prompts)
     check_forward(case, net, prompts)
     check_decoding(case, net, prompts)
-    check_gradients(case, net, prompts)
+    if any(name in GRADIENT_RESULTS or name.startswith("grad/") for name in case.names):
+        check_gradients(case, net, prompts)  # files of large judges come without: they take twice the weights' memory
 
 
 def read_prompts(case: Case, goldens: Goldens) -> Prompts:
