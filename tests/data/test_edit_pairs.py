@@ -42,10 +42,10 @@ def test_what_cannot_be_is_named(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((32, 32, 3), np.uint8))
     row = {"instruction": "Go.", "input_images": ["a.png"]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match="rows.jsonl:1: output_image is missing"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: output_image is missing"):
         read_pairs(str(tmp_path / "rows.jsonl"), "", 0, SIZE)
     (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"output_image": "b.png"}))
-    with pytest.raises(InputError, match="rows.jsonl:1.*b.png"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:1.*b\.png"):
         read_pairs(str(tmp_path / "rows.jsonl"), "", 0, SIZE)
     with pytest.raises(InputError, match="do not fit this editor"):
         read_pairs("editworld", "train", 2, PairSize((64 * 64,), 64 * 64, 2048, 16))
