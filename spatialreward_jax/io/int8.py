@@ -7,6 +7,8 @@ replaces functions of jax while a module's method runs, learns what to quantise 
 and quantises whole arrays that already lie on the devices; parameters as plain trees, read slice by slice, need less.
 """
 
+import concurrent.futures
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,9 @@ FORMATS = ("int8",)
 
 LIMIT = 127
 """Largest integer; -128 stays unused, so that the range is symmetric."""
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Layers rounded at a time; each takes a few times its size in float32 on the host."""
 
 Index = tuple[slice, ...]
 
@@ -48,7 +53,7 @@ def step_size(kernel: Any, axes: Sequence[int], xp: ModuleType = np) -> Any:
 
 def rounded(kernel: Any, step: Any, xp: ModuleType = np) -> Any:
     """int8 like the kernel: each weight in steps, to the nearest."""
-    return xp.rint(kernel.astype(np.float32) / step).astype(np.int8)
+    return xp.rint(kernel / step).astype(np.int8)
 
 
 def quantize(kernel: Any, axes: Sequence[int], xp: ModuleType = np) -> tuple[Any, Any]:
@@ -88,10 +93,14 @@ class Int8Reader:
         layers, part = self._split(index)
         cut = [len(range(*i.indices(size))) for i, size in zip(part, self._shape)]
         out = np.empty((len(layers), *cut), np.int8)
-        for row, layer in enumerate(layers):
-            values = self._read(layer, part)
-            step = self._step(layer, values if values.shape == self._shape else None)
+
+        def fill(row: int) -> None:
+            values = self._read(layers[row], part).astype(np.float32)
+            step = self._step(layers[row], values if values.shape == self._shape else None)
             out[row] = rounded(values, step[part[len(self._axes) :]])
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, range(len(layers))))
         return out if self._stacked else out[0]
 
     def scale(self, index: Index) -> np.ndarray:
@@ -107,5 +116,5 @@ class Int8Reader:
     def _step(self, layer, whole=None):
         if layer not in self._steps:
             whole = self._read(layer, (slice(None),) * len(self._shape)) if whole is None else whole
-            self._steps[layer] = step_size(whole, self._axes).squeeze(tuple(self._axes))
+            self._steps[layer] = step_size(whole.astype(np.float32, copy=False), self._axes).squeeze(tuple(self._axes))
         return self._steps[layer]

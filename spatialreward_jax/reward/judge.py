@@ -74,8 +74,8 @@ class RewardModel:
             parsing, aggregation: see `reward.parsing` and `reward.aggregate`.
             decoding: by default greedy, as many tokens as `judge.json` names, else 512.
             limits: largest shapes.
-            quantize: "int8" halves what the weights take next to bfloat16, see `reward.loading.load_judge`; the
-                revision in the identity says so.
+            quantize: "int8" keeps an 8B judge in 10.0 GB instead of 17.5 in bfloat16, see `reward.loading.load_judge`;
+                the revision in the identity says so.
             constrained: whether answers follow `reward.answer_grammar`, so that each can be read; by default as in
                 `decoding`, where False, the official behaviour, is the default.
             score_mode: "answered", or "expected" for the means of the scores' distributions; by default as in

@@ -111,11 +111,11 @@ def test_a_whole_layer_is_read_once(files):
     make = lambda: Int8Reader(read, kernel.shape, (LAYERS, SIZE), stacked=True)
     reader, everything = make(), (slice(None),) * 3
     values, scale = reader.kernel(everything), reader.scale(everything[:2])
-    assert reads == [0, 1, 2]
+    assert sorted(reads) == [0, 1, 2]
     expected = quantize(kernel, (1,))
     assert np.array_equal(values, expected[0]) and np.array_equal(scale, expected[1])
     part = make().kernel((slice(1, 3), slice(0, 4), slice(2, 6)))
-    assert reads[3:] == [1, 1, 2, 2] and np.array_equal(part, values[1:3, 0:4, 2:6])
+    assert sorted(reads[3:]) == [1, 1, 2, 2] and np.array_equal(part, values[1:3, 0:4, 2:6])
 
 
 def test_a_layer_computes_what_its_integers_say(files):
