@@ -20,6 +20,9 @@ from spatialreward_jax.models.omnigen2 import Conditioning, pack_references, unp
 TOKENS = Buckets((*range(16, 64, 16), *range(64, 1024, 64), *range(1024, 16384 + 1, 512)))
 """Lengths to which images are padded, in patches: 1024 is 512 x 512 pixels."""
 
+PIXELS = 2**20
+"""Pixels that a device's autoencoder takes at a time: in float32, the widest layers take 1 KiB of memory a pixel."""
+
 POSTERIOR = 0x7E5
 """Folded into a request's key for the draw of its reference latents, apart from the sampler's steps."""
 
@@ -97,14 +100,14 @@ def _text(graph, params, tokens, mask):
 def encode_images(nets: EditorNets, sources: Sequence[Sequence[np.ndarray]], keys: jax.Array) -> list[list[np.ndarray]]:
     """Posterior samples in the editor's latent space, float32 [h, w, C] for every source image.
 
-    The autoencoder sees whole images, so that images of one size run together, in batches of powers of two.
+    The autoencoder sees whole images, so that images of one size run together (see `image_batch`).
     """
     flat = [(row, slot, image) for row, images in enumerate(sources) for slot, image in enumerate(images)]
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, POSTERIOR)
     out: list[list] = [[None] * len(images) for images in sources]
-    for indices in group_by_shape([image.shape for *_, image in flat]).values():
+    for shape, indices in _image_batches(nets.mesh, [image.shape[:2] for *_, image in flat]):
         rows, slots, images = zip(*(flat[i] for i in indices))
-        count = _power_of_two(len(images))
+        count = image_batch(nets.mesh, shape, len(images))
         own = jax.vmap(jax.random.fold_in)(keys[pad_batch(rows, count)], pad_batch(slots, count))
         batch = place_batch(nets.mesh, pad_batch(images, count))
         with jax.set_mesh(nets.mesh):
@@ -124,12 +127,12 @@ def _encode_images(graph, params, images, keys):
 
 def decode(nets: EditorNets, latents: jax.Array, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Packed latents [B, T, C] and (height, width) in latent positions -> uint8 images [8 h, 8 w, 3]."""
-    patch = nets.transformer.config.patch_size
+    patch, scale = nets.transformer.config.patch_size, nets.vae.config.downscale
     latents = on_host(latents).astype(np.float32, copy=False)
     out: list = [None] * len(sizes)
-    for (height, width), indices in group_by_shape(list(sizes)).items():
-        rows = unpack(latents[indices], height // patch, width // patch, patch)
-        batch = place_batch(nets.mesh, pad_batch(rows, _power_of_two(len(indices))))
+    for shape, indices in _image_batches(nets.mesh, [(height * scale, width * scale) for height, width in sizes]):
+        rows = unpack(latents[indices], shape[0] // nets.multiple, shape[1] // nets.multiple, patch)
+        batch = place_batch(nets.mesh, pad_batch(rows, image_batch(nets.mesh, shape, len(indices))))
         with jax.set_mesh(nets.mesh):
             images = on_host(_decode(nets.vae.graph, nets.vae.params, batch))
         for index, image in zip(indices, images):
@@ -144,5 +147,16 @@ def _decode(graph, params, latents):
     return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
+def image_batch(mesh: jax.sharding.Mesh, shape: tuple[int, int], count: int) -> int:
+    """How many of `count` images (height, width) the autoencoder takes at a time, padding included: a power of two."""
+    most = max(1, PIXELS // (shape[0] * shape[1])) * mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(1 << (count - 1).bit_length(), 1 << (most.bit_length() - 1))
+
+
+def _image_batches(mesh: jax.sharding.Mesh, shapes: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], list]]:
+    """((height, width), indices of images of that size), each as many as fit."""
+    batches = []
+    for shape, indices in group_by_shape(list(shapes)).items():
+        size = image_batch(mesh, shape, len(indices))
+        batches += [(shape, indices[at : at + size]) for at in range(0, len(indices), size)]
+    return batches

@@ -104,11 +104,12 @@ def _encode_text(run: Run, jitted: Programs, outputs: Outputs) -> Program:
 
 def _encode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     request, net = run.request, run.nets.vae
-    count = editor_encode._power_of_two(run.settings.prompts * request.references)
-    images = inputs.array(run.nets.mesh, (count, request.height, request.width, 3), jnp.uint8)
+    images = run.settings.prompts * request.references
+    count = editor_encode.image_batch(run.nets.mesh, (request.height, request.width), images)
+    pixels = inputs.array(run.nets.mesh, (count, request.height, request.width, 3), jnp.uint8)
     keys = jax.ShapeDtypeStruct((count,), inputs.KEY, sharding=whole(run.nets.mesh))
-    args = (net.graph, net.params, images, keys)
-    return Program("encode_images", editor_encode._encode_images, args, ("autoencoder",), 1)
+    args = (net.graph, net.params, pixels, keys)
+    return Program("encode_images", editor_encode._encode_images, args, ("autoencoder",), -(-images // count))
 
 
 def _rollout(run: Run, jitted: Programs, outputs: Outputs) -> Program:
@@ -122,10 +123,12 @@ def _rollout(run: Run, jitted: Programs, outputs: Outputs) -> Program:
 
 def _decode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     net, request = run.nets.vae, run.request
-    count = editor_encode._power_of_two(run.settings.prompts * run.settings.group)
+    images = run.settings.prompts * run.settings.group
+    count = editor_encode.image_batch(run.nets.mesh, (request.height, request.width), images)
     sides = (request.height // net.config.downscale, request.width // net.config.downscale)
     latents = inputs.array(run.nets.mesh, (count, *sides, net.config.latent_channels), jnp.float32)
-    return Program("decode_images", editor_encode._decode, (net.graph, net.params, latents), ("autoencoder",), 1)
+    args = (net.graph, net.params, latents)
+    return Program("decode_images", editor_encode._decode, args, ("autoencoder",), -(-images // count))
 
 
 def _judge(run: Run) -> tuple[VLM, Any, tuple[int, int]]:
