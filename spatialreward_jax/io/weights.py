@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,10 +157,7 @@ def check_table(
       InputError: missing, unused or misshapen tensors, all listed together.
     """
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(abstract).items()}
-    rows = collections.Counter(entry.target for entry in entries)
-    wrong = sorted(set(shapes) ^ set(rows)) + [name for name, count in rows.items() if count > 1]
-    if wrong:
-        raise ValueError(f"table and parameters do not correspond: {some(wrong)}")
+    _check_rows(entries, shapes)
     wanted = {name: layout.source_shape for name, _, layout in _tensors(entries, shapes)}
     used = {name: tuple(shape) for name, shape in tensors.items() if not any(re.match(i, name) for i in ignore)}
     problems = {
@@ -176,6 +174,14 @@ def check_table(
             "the checkpoint does not fit its config.json: "
             + "; ".join(f"{len(names)} tensors {what}: {some(names)}" for what, names in problems.items() if names)
         )
+
+
+def _check_rows(entries: Sequence[Entry], shapes: Mapping[str, tuple]) -> None:
+    """Raises ValueError unless every parameter has exactly one row, and every row its parameter."""
+    rows = collections.Counter(entry.target for entry in entries)
+    wrong = sorted(set(shapes) ^ set(rows)) + [name for name, count in rows.items() if count > 1]
+    if wrong:
+        raise ValueError(f"table and parameters do not correspond: {some(wrong)}")
 
 
 def load_params(
@@ -251,39 +257,47 @@ def save_params(
 ) -> None:
     """Writes the published layout: `<stem>.safetensors`, or numbered shards with an index when it is larger.
 
-    Bit-exact for parameters that were loaded in the checkpoint's dtype. Only process 0 writes; every process must call.
+    Bit-exact for parameters that were loaded in the checkpoint's dtype. The host holds one shard and one parameter at a
+    time. Only process 0 writes; every process must call.
+
+    Raises:
+      ValueError: the table does not cover exactly these parameters (adapted or int8 trees are not written so).
     """
-    folder = pathlib.Path(folder)
-    leaves = flatten(params)
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
+    folder, leaves = pathlib.Path(folder), flatten(params)
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    _check_rows(entries, shapes)
+    item = lambda entry: np.dtype(dtype or leaves[entry.target].dtype).itemsize
+    sizes = {n: math.prod(layout.source_shape) * item(entry) for n, entry, layout in _tensors(entries, shapes)}
+    files, where = _share_out(sizes, stem, max_shard_bytes)
+    first = jax.process_index() == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+    shard: dict[str, np.ndarray] = {}
     for entry in entries:
         value = on_host(leaves[entry.target])
         value = value if dtype is None else value.astype(dtype)
         layout = entry.bind(value.shape)
         for layer in range(value.shape[0] if entry.stacked else 1):
-            tensor = np.ascontiguousarray(layout.save(value[layer] if entry.stacked else value))
-            if size + tensor.nbytes > max_shard_bytes and shards[-1]:
-                shards.append({})
-                size = 0
-            shards[-1][entry.name(layer)] = tensor
-            size += tensor.nbytes
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, stem, shards)
+            name = entry.name(layer)
+            shard[name] = np.ascontiguousarray(layout.save(value[layer] if entry.stacked else value))
+            if name == files[where[name]]:  # the last one of its file
+                if first:
+                    save_file(shard, folder / where[name], metadata={"format": "pt"})
+                shard = {}
+    if first and len(files) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _write(folder: pathlib.Path, stem: str, shards: list[dict[str, np.ndarray]]) -> None:
-    if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {
-        "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard.values())},
-        "weight_map": weight_map,
-    }
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+def _share_out(sizes: Mapping[str, int], stem: str, limit: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Tensors in order to files of at most `limit` bytes: ({file: its last tensor}, {tensor: its file})."""
+    numbers, number, filled = {}, 0, 0
+    for name, size in sizes.items():
+        if filled and filled + size > limit:
+            number, filled = number + 1, 0
+        numbers[name] = number
+        filled += size
+    names = [f"{stem}-{i + 1:05d}-of-{number + 1:05d}.safetensors" for i in range(number + 1)]
+    names = names if number else [f"{stem}.safetensors"]
+    where = {name: names[i] for name, i in numbers.items()}
+    return {file: name for name, file in where.items()}, where
