@@ -91,7 +91,7 @@ def judge_config(size: str, layers: int) -> dict[str, Any]:
 
 def random_params(build: Any, seed: int) -> dict:
     """Parameters from a seed with nothing at a special value: norm scales around 1, biases around 0."""
-    params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed))))
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed)))))()
     rng = np.random.default_rng(seed)
 
     def shake(path, leaf):
