@@ -51,6 +51,8 @@ def initialize(
                 f" got {num_processes} and {process_id}"
             )
         jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+        # Gloo, the CPU's collectives, gives up when a process comes 30 s late to the first of them: meet before work.
+        multihost_utils.sync_global_devices("start")
     elif num_processes > 1 or process_id >= 0:
         raise InputError("--num_processes and --process_id need --coordinator=HOST:PORT")
     elif "MEGASCALE_COORDINATOR_ADDRESS" in os.environ or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
