@@ -93,6 +93,19 @@ def newest_checkpoint(arguments: Sequence[str]) -> pathlib.Path | None:
     return folder / str(max(steps)) if workdir and steps else None
 
 
+def report(children: Sequence[Child], arguments: Sequence[str], newest: pathlib.Path | None) -> str | None:
+    """The line that names the lost process and the checkpoint to resume from; None where no process was lost.
+
+    arguments: of the launcher. newest: from `newest_checkpoint`.
+    """
+    lost = lost_process(children)
+    if lost is None:
+        return None
+    where = f"resume from {newest}" if newest else "no checkpoint yet, start anew"
+    again = shlex.join([sys.executable, "-m", "spatialreward_jax.launch", *arguments])
+    return f"error: {lost} was lost; {where} with: {again}"
+
+
 def watch(children: Sequence[Child], heartbeat: float) -> int:
     """Waits for all; after the first failure no longer than three heartbeats. -> the largest exit status, or 1."""
     deadline = None
@@ -129,7 +142,8 @@ def _flag(arguments: Sequence[str], name: str, default: str) -> str:
     return found[-1] if found else default
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -147,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     count, own = int(count), given[1:]
     command = [sys.executable, "-u", "-m", f"spatialreward_jax.{given[0]}", *own]
-    shared = [f"--coordinator=localhost:{_free_port()}", f"--num_processes={count}"] if count > 1 else []
+    shared = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"] if count > 1 else []
     first = int(_flag(own, "process_id", "0"))
     children = []
     with _signals_passed_on(children):
@@ -155,12 +169,9 @@ def main(arguments: Sequence[str]) -> int:
             extra = [*shared, f"--process_id={number}"] if shared else []
             children.append(Child(first + number, command + extra, f"[{number}] " if number else ""))
         status = watch(children, float(_flag(own, "heartbeat", str(HEARTBEAT))))
-    lost = lost_process(children) if status else None
-    if lost:
-        newest = newest_checkpoint(own)
-        where = f"resume from {newest}" if newest else "no checkpoint yet, start anew"
-        again = shlex.join([sys.executable, "-m", "spatialreward_jax.launch", *arguments])
-        print(f"error: {lost} was lost; {where} with: {again}", file=sys.stderr, flush=True)
+    line = report(children, arguments, newest_checkpoint(own)) if status else None
+    if line:
+        print(line, file=sys.stderr, flush=True)
     return status
 
 
