@@ -12,7 +12,6 @@ every tokenizer that splits digits from their surroundings, a new token begins, 
 which digits may follow. No string is lost by that.
 """
 
-import functools
 import json
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ LONGEST = 64
 """Tokens with more bytes (long runs of spaces) are not used."""
 
 _FAR = 1 << 20
+_TEXT = 20  # a node with more edges is inside free text
 
 
 class Tables(NamedTuple):
@@ -129,7 +129,7 @@ def compile_grammar(grammar: Grammar, tokenizer: Any, *, vocab: int, eos: tuple[
     if set(range(10)) - set(value[width == 1].tolist()):
         raise InputError("the tokenizer has no token for a digit: constrained answers need all ten")
     sure = np.array(grammar.sure)[:, None]
-    forced = _forced(grammar, tokenizer, step, token_class, eos)
+    forced = _forced(grammar, tokenizer, tokens, step, token_class, eos)
     reserve = _reserve(grammar, np.where((guard < 0) | (guard > sure), -1, step), forced, token_class)
     behind = np.where(step >= 0, reserve[step], -1)
     rows, free, closing = _rows(grammar, walks, reserve, vocab, eos)
@@ -275,29 +275,72 @@ def _spelled(tokenizer: Any, most: int, value: np.ndarray, width: np.ndarray) ->
     return first
 
 
-def _forced(grammar: Grammar, tokenizer: Any, step: np.ndarray, token_class: np.ndarray, eos) -> np.ndarray:
-    """The first token of what must come, as the tokenizer writes it.
+def _forced(grammar: Grammar, tokenizer: Any, tokens: dict[int, bytes], step, token_class, eos) -> np.ndarray:
+    """The token that must come, where the tokenizer would write it there whatever follows.
 
-    The last token of a forced stretch is left to the net, unless a number or the end follows: it may belong together
-    with what comes behind.
+    A stretch of text that must come is more than a token that must: the net may be used to a token that runs on behind
+    the stretch, and out of its context a text is cut into other tokens.
     """
     forced = np.full(len(step), -1, np.int32)
-    spell = functools.cache(lambda text: tokenizer.encode(text, add_special_tokens=False))
-    for node in range(len(step)):
-        stretch, here = bytearray(), node
-        while here not in grammar.numbers and here not in grammar.ends and len(grammar.edges[here]) == 1:
-            ((byte, here),) = grammar.edges[here].items()
-            stretch.append(byte)
+    for node, before in enumerate(_contexts(grammar)):
+        stretch, here = _stretch(grammar, node)
         if node in grammar.ends:
             forced[node] = eos[0]
-        if not stretch or node in grammar.numbers:
-            continue
-        try:
-            text = stretch.decode()
-        except UnicodeDecodeError:
-            continue
-        ids = spell(text)
-        sealed = here in grammar.numbers or here in grammar.ends
-        if len(ids) > (0 if sealed else 1) and ids[0] < len(token_class) and step[node, token_class[ids[0]]] >= 0:
-            forced[node] = ids[0]
+        elif stretch and (before + stretch).isascii():
+            sealed = here in grammar.numbers or here in grammar.ends  # no token runs across this border
+            behind = {b""} if sealed else _behind(grammar, here)
+            written = [_written(tokenizer, tokens, before, stretch + more) for more in {b"", *behind}]
+            first = {ids[0] if ids else -1 for ids in written}
+            short = not sealed and len(_written(tokenizer, tokens, before, stretch)) < 2
+            token = -1 if short or len(first) > 1 else first.pop()
+            if token >= 0 and step[node, token_class[token]] >= 0:
+                forced[node] = token
     return forced
+
+
+def _written(tokenizer: Any, tokens: dict[int, bytes], before: bytes, text: bytes) -> list[int]:
+    """Tokens of `text` behind `before` as the tokenizer writes them together; none if one runs across the border."""
+    place = 0
+    ids = tokenizer.encode((before + text).decode(), add_special_tokens=False)
+    for number, token in enumerate(ids):
+        if place == len(before):
+            return ids[number:]
+        if token not in tokens:
+            return []
+        place += len(tokens[token])
+    return []
+
+
+def _contexts(grammar: Grammar) -> list[bytes]:
+    """A text that leads to each node, from the free text or number before it on."""
+    contexts: list[bytes | None] = [None] * len(grammar.edges)
+    behind = {node for edges in grammar.edges for node in edges.values()}
+    behind |= {after for _, after in grammar.numbers.values()}
+    queue = [node for node in range(len(grammar.edges)) if node not in behind]
+    for node in queue:
+        contexts[node] = b""
+    for node in queue:  # grows while it is walked
+        before = b"a" if len(grammar.edges[node]) > _TEXT else contexts[node]
+        ways = [(before + bytes([byte]), then) for byte, then in grammar.edges[node].items()]
+        ways += [(b"0", grammar.numbers[node][1])] if node in grammar.numbers else []
+        for text, then in ways:
+            if contexts[then] is None:
+                contexts[then] = text
+                queue.append(then)
+    return [context or b"" for context in contexts]
+
+
+def _stretch(grammar: Grammar, node: int) -> tuple[bytes, int]:
+    """(bytes that must come, node behind them); none at a number."""
+    stretch = bytearray()
+    while node not in grammar.numbers and node not in grammar.ends and len(grammar.edges[node]) == 1:
+        ((byte, node),) = grammar.edges[node].items()
+        stretch.append(byte)
+    return bytes(stretch), node
+
+
+def _behind(grammar: Grammar, node: int) -> set[bytes]:
+    """How the text may go on behind a stretch; a few letters stand for free text."""
+    edges = grammar.edges[node]
+    some = [byte for byte in edges if len(edges) <= _TEXT or byte in b"aA0 .<("]
+    return {bytes([byte]) + _stretch(grammar, edges[byte])[0] for byte in some}
