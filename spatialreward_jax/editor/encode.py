@@ -12,6 +12,7 @@ from flax import nnx
 from spatialreward_jax.data.buckets import Buckets, group_by_shape, pad_batch
 from spatialreward_jax.editor import prompts
 from spatialreward_jax.editor.nets import EditorNets
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Branches
 from spatialreward_jax.mesh import on_host, place_batch
 from spatialreward_jax.models.autoencoder_kl import sample_posterior
@@ -85,8 +86,15 @@ def encode(
 def encode_text(
     nets: EditorNets, turns: Sequence[tuple[str, str]], max_tokens: int = prompts.MAX_TOKENS
 ) -> tuple[jax.Array, jax.Array]:
-    """(system, user) turns -> features [B, L, D] and mask bool [B, L], L a bucket."""
+    """(system, user) turns -> features [B, L, D] and mask bool [B, L], L a bucket.
+
+    Raises:
+      InputError: more tokens than the transformer has rotary positions for.
+    """
     tokens, mask = prompts.tokenize(nets.tokenizer, turns, max_tokens=max_tokens)
+    longest, positions = int(mask.sum(1).max()), min(nets.transformer.config.axes_lens)
+    if longest > positions:
+        raise InputError(f"a text of {longest} tokens, the editor has {positions} positions: shorten the instruction")
     tokens, mask = place_batch(nets.mesh, tokens), place_batch(nets.mesh, mask)
     with jax.set_mesh(nets.mesh):
         return _text(nets.text.graph, nets.text.params, tokens, mask), mask

@@ -99,6 +99,7 @@ def test_new_adapters_leave_the_net_unchanged(goldens):
         (dict(num_samples=0), "use at least 1"),
         (dict(source="nowhere.png"), "nowhere.png"),
         (dict(source=picture(8, 8)), "too small"),
+        (dict(instruction="zq " * 200), "64 positions: shorten"),
         (dict(source=[picture(32, 32)] * 6, size=(32, 32)), "references"),
     ],
 )
