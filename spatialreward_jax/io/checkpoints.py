@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from spatialreward_jax import processes
 from spatialreward_jax.errors import InputError
 
 
@@ -69,24 +70,35 @@ class Checkpoints:
             return
         record = {"structure": _structure(state), "run": run}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        try:
-            self._manager.save(step, args=items, force=True)
+        problem = _problem(lambda: self._manager.save(step, args=items, force=True))
+        if self._agreed(step, problem):
             self._pending = step
-        except Exception as error:  # file systems, tensorstore and orbax raise many kinds; a run outlives all of them
-            self._failed(step, error)
 
     def wait(self) -> bool:
-        """Waits for the save under way; False if it failed."""
-        step, self._pending = self._pending, None
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:  # see save
-            self._failed(step, error)
+        """Waits for the save under way; False if it failed, in any process."""
+        step, problem = self._settle()
+        if not self._agreed(step, problem):
             return False
         if step is not None:
             self.saved = step
         return True
+
+    def _settle(self):
+        """(step of the save under way or None, what went wrong in this process or None)."""
+        step, self._pending = self._pending, None
+
+        def settle():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+        return step, _problem(settle)
+
+    def _agreed(self, step, problem):
+        """Whether no process has a problem; what one of them has is said, and all of them go on alike."""
+        problems = [found for found in processes.gather(problem) if found is not None]
+        if problems:
+            self._failed(step, problems[0])
+        return not problems
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, damaged ones included, rising."""
@@ -103,19 +115,21 @@ class Checkpoints:
         """
         steps, like = self.steps(), abstract(like)
         for step in reversed(steps):
-            try:
+            found = {}
+
+            def read(step=step, found=found):
                 record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
                 self._check_structure(step, record["structure"], like)
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-                state = self._manager.restore(step, args=items).state
-            except InputError:
-                raise
-            except Exception as error:  # damage shows as almost any exception of orbax, tensorstore or json
-                self._say(f"checkpoint {self.folder / str(step)} is damaged and skipped ({_first_line(error)})")
+                found |= {"state": self._manager.restore(step, args=items).state, "run": record["run"]}
+
+            problems = [problem for problem in processes.gather(_problem(read)) if problem is not None]
+            if problems:  # damage shows as almost any exception of orbax, tensorstore or json
+                self._say(f"checkpoint {self.folder / str(step)} is damaged and skipped ({problems[0]})")
                 self._put_aside(step)
                 continue
             self.saved = step
-            return Restored(step, state, record["run"])
+            return Restored(step, **found)
         if steps:
             raise InputError(f"every checkpoint in {self.folder} is damaged: start anew in another --workdir")
         return None
@@ -127,13 +141,17 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save under way and frees the threads."""
-        self.wait()
+        """Waits for the save under way and frees the threads. Asks no other process: they may be gone."""
+        step, problem = self._settle()
+        if problem is not None:
+            self._failed(step, problem)
+        elif step is not None:
+            self.saved = step
         self._manager.close()
 
-    def _failed(self, step, error):
+    def _failed(self, step, problem):
         self._say(
-            f"WARNING: the checkpoint of step {step} was not saved ({_first_line(error)}); the run goes on, last whole"
+            f"WARNING: the checkpoint of step {step} was not saved ({problem}); the run goes on, last whole"
             f" checkpoint: {self.saved_name}; free space in {self.folder}"
         )
         if jax.process_index() == 0:
@@ -177,6 +195,20 @@ def _structure(tree):
 
 def _describe(entry):
     return "absent" if entry is None else f"{entry[1]} {entry[0]}"
+
+
+def _problem(function):
+    """Runs it -> None, or its exception in a line; file systems, tensorstore and orbax raise many kinds.
+
+    An InputError passes: it says what the user can do.
+    """
+    try:
+        function()
+    except InputError:
+        raise
+    except Exception as error:
+        return _first_line(error)
+    return None
 
 
 def _first_line(error):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from spatialreward_jax import train
 from spatialreward_jax.data.editworld import write_requests
 from spatialreward_jax.data.requests import read_requests
 from spatialreward_jax.editor import load_nets
@@ -20,6 +21,7 @@ from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import omnigen2
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO
 from spatialreward_jax.recipes.grpo_settings import Settings, make_reward
+from spatialreward_jax.reporting.journal import NonFiniteError
 from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 
@@ -107,6 +109,28 @@ def test_no_valid_answer_gives_no_reward_and_no_gradient(goldens, data, tmp_path
     _, metrics, _ = one_phase(make(goldens, data, tmp_path, lambda n: None))
     assert metrics["invalid_share"] == 1 and "reward" not in metrics
     assert metrics["update1/grad_norm"] == 0
+
+
+@pytest.mark.slow
+def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_state(goldens, data, tmp_path):
+    sampler = {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}
+    window = {"window_steps": 1, "window_span": (0.0, 1.0)}
+    task = make(goldens, data, tmp_path, varied, updates_per_phase=1, sampler=sampler, **window)
+    sample, calls = task.sample, itertools.count()
+
+    def broken(*args):
+        latents, trajectory = sample(*args)
+        if next(calls) == 1:
+            latents = latents.at[1].set(jnp.nan)
+            trajectory = trajectory._replace(latents=trajectory.latents.at[1].set(jnp.nan))
+        return latents, trajectory
+
+    task.sample = broken
+    with pytest.raises(
+        NonFiniteError, match=r"step 2: .*loss is nan.*when sampled: key \d+ \(\S*jsonl:\d+\); this step"
+    ):
+        train.run(task, train.Settings(steps=3, checkpoint_every=1), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
 @pytest.mark.slow

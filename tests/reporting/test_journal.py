@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError, to_numbers
+from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError, Samples, to_numbers
 from spatialreward_jax.rl.metrics import Mean, Peak
 
 
@@ -24,6 +24,17 @@ def test_numbers_of_every_kind():
 def test_every_bad_value_is_named_with_its_step():
     with pytest.raises(NonFiniteError, match=r"step 9: kl is inf, loss is nan; "):
         to_numbers({"kl": np.inf, "fine": 1, "loss": _mean(np.nan, 2)}, 9)
+
+
+def test_a_step_that_is_not_finite_names_its_samples():
+    names = ["key 7 (a.jsonl:3)", "key 9 (a.jsonl:5)"]
+    assert to_numbers({"loss": 1.0, "samples": Samples(names, jnp.array([True, False]))}, 9) == {"loss": 1.0}
+    with pytest.raises(
+        NonFiniteError, match=r"step 9: loss is nan; not finite already when sampled: key 9 \(a.jsonl:5\);"
+    ):
+        to_numbers({"loss": np.nan, "samples": Samples(names, jnp.array([True, False]))}, 9)
+    with pytest.raises(NonFiniteError, match=r"all samples were finite when sampled: key 7 \(a.jsonl:3\), key 9"):
+        to_numbers({"loss": np.nan, "samples": Samples(names, jnp.array([True, True]))}, 9)
 
 
 def test_history_means_only_over_steps_that_have_the_metric():
