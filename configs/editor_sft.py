@@ -45,9 +45,9 @@ PRESETS = {  # what runs where; everything else below is the official recipe
     | {
         "task": "editor_vae",
         "scratch": ("transformer", "vae", "mllm"),
-        "steps": 1500,
-        "batch": 16,
-        "lr": 2e-3,
+        "steps": 1000,
+        "batch": 8,
+        "lr": 1e-3,
         "checkpoint_every": 250,
         "eval_every": 250,
     },

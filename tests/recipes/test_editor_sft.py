@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from spatialreward_jax import train
-from spatialreward_jax.editor import Editor, load_nets
+from spatialreward_jax.editor import load_nets
 from spatialreward_jax.editor.velocity import velocity_fn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import sample_times
@@ -43,17 +43,20 @@ def tiny_config(goldens, preset="embedded", **changes):
 
 
 @pytest.fixture(scope="module")
-def lora_task(goldens, tmp_path_factory):
-    """On four small edits from files, targets of 6 patches in a bucket of 16."""
-    folder = tmp_path_factory.mktemp("lora")
-    rng = np.random.default_rng(0)
+def small_edits(tmp_path_factory):
+    """Four edits in files, targets of 6 patches in a bucket of 16."""
+    folder, rng = tmp_path_factory.mktemp("edits"), np.random.default_rng(0)
     for name in "ab":
         write_png(folder / f"{name}.png", rng.integers(0, 256, (32, 48, 3), np.uint8))
     row = {"instruction": "Make it red.", "input_images": ["a.png"], "output_image": "b.png"}
     (folder / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 4))
-    data = {"path": str(folder / "rows.jsonl"), "threads": 1}
-    config = tiny_config(goldens, lora={"rank": 2, "alpha": 4.0}, train=("transformer",), data=data)
-    return editor_sft.make_task(config, ONE, folder)
+    return {"path": str(folder / "rows.jsonl"), "heldout": str(folder / "rows.jsonl"), "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def lora_task(goldens, small_edits, tmp_path_factory):
+    config = tiny_config(goldens, lora={"rank": 2, "alpha": 4.0}, train=("transformer",), data=small_edits)
+    return editor_sft.make_task(config, ONE, tmp_path_factory.mktemp("lora"))
 
 
 @pytest.mark.slow
@@ -138,16 +141,14 @@ def test_transformer_and_text_tower_from_scratch_to_an_editor_that_loads(goldens
     state = task.init(None)
     assert set(state.params) == {"transformer", "text"} and task.frozen == {}
     start = jax.device_get(state.params)
-    summary = train.run(task, train.Settings(6), tmp_path, command="again")
-    assert summary["heldout/loss"] > 0 and summary["edits/psnr"] > 0
+    summary = train.run(task, train.Settings(4), tmp_path, command="again")
+    assert summary["heldout/loss"] > 0
     nets = load_nets(tmp_path / "editor", mesh=ONE)
     for name, before in start.items():
         after = jax.device_get(getattr(nets, name).params)
         moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after))
         assert sum(m > 0 for m in moved) > 0.9 * len(moved), name
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(task.nets.vae.params), jax.device_get(nets.vae.params))
-    image = Editor(nets).edit(np.zeros((64, 64, 3), np.uint8), "Make it red.", preset=task.settings.sampler)[0]
-    assert image.shape == (64, 64, 3)
 
 
 @pytest.mark.slow
