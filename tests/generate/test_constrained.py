@@ -115,6 +115,7 @@ def test_a_thousand_random_answers_parse(tokenizer):
     assert max(regions) > 1 and cited > 0 and 0 < spaced < 4 * ROWS
 
 
+@pytest.mark.parametrize("tokenizer", ["golden"], indirect=True)
 def test_sampling_rules_apply_among_what_is_allowed(tokenizer):
     """Drawn answers of a tight budget; forced tokens have log-probability 0."""
     sampler = make_sampler(temperature=0.8, top_k=20, top_p=0.9, repetition_penalty=1.2)
