@@ -34,7 +34,10 @@ PRESETS = {  # what runs where; everything else below is the recipe
         "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
         "eval": {"prompts": 4},
     },
-    "omnigen2": {},
+    "omnigen2": {
+        "micro": (3, 3),  # fits slices of 16 GB chips too, see spatialreward_jax/plan.py
+        "judge": {"batch": 64},  # a multiple of the chips, or all of them decode the same rows
+    },
 }
 
 

@@ -40,12 +40,17 @@ class Module:
 
     Attributes:
       computations: instructions by computation. entry: name of the one that runs.
-      runs: executions of each computation that is not part of a fusion, when the entry runs once; of a conditional's
-        branches, every one.
+      runs: executions of each computation that is not part of a fusion, when the entry runs once.
     """
 
-    def __init__(self, text: str, trips: float = 1):
-        """`trips`: executions of the body of a while loop whose count the compiler does not know."""
+    def __init__(self, text: str, trips: float = 1, taken: float = 1):
+        """Parses.
+
+        Args:
+          text: `compiled.as_text()`.
+          trips: executions of the body of a while loop whose count the compiler does not know.
+          taken: share of the executions of a two-way conditional in which its condition holds.
+        """
         self.computations: dict[str, list[Instruction]] = {}
         self.entry, current = "", None
         for line in text.splitlines():
@@ -57,7 +62,7 @@ class Module:
                 root, name, result, kind, rest = match.groups()
                 operands = tuple(re.findall(r"%([\w.\-]+)", _arguments(rest)))
                 current.append(Instruction(name, result, kind, operands, rest, bool(root)))
-        self.runs = self._runs(trips)
+        self.runs = self._runs(trips, taken)
 
     def running(self) -> Iterator[tuple[Instruction, float, Mapping[str, Instruction]]]:
         """Every instruction outside fusions, its executions, and the instructions of its computation by name."""
@@ -67,8 +72,8 @@ class Module:
             for one in body:
                 yield one, times, named
 
-    def _runs(self, trips: float) -> dict[str, float]:
-        calls = {name: list(self._calls(body, trips)) for name, body in self.computations.items()}
+    def _runs(self, trips: float, taken: float) -> dict[str, float]:
+        calls = {name: list(self._calls(body, trips, taken)) for name, body in self.computations.items()}
         total: dict[str, float] = collections.defaultdict(float)
 
         def visit(name: str, times: float) -> None:
@@ -79,15 +84,19 @@ class Module:
         visit(self.entry, 1)
         return dict(total)
 
-    def _calls(self, body: list[Instruction], trips: float) -> Iterator[tuple[str, float]]:
+    def _calls(self, body: list[Instruction], trips: float, taken: float) -> Iterator[tuple[str, float]]:
         for one in body:
             if one.kind == "while":
                 known = self._trip_count(one, {x.name: x for x in body})
                 for name in one.called("body", "condition"):
                     yield name, trips if known is None else known
-            elif one.kind in ("call", "conditional", "async-start"):
-                kinds = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
-                for name in one.called(*kinds):
+            elif one.kind == "conditional":
+                names = ("branch_computations", "false_computation", "true_computation")
+                branches = [name for attribute in names for name in one.called(attribute)]
+                shares = (1 - taken, taken) if len(branches) == 2 else (1,) * len(branches)
+                yield from zip(branches, shares)
+            elif one.kind in ("call", "async-start"):
+                for name in one.called("to_apply", "calls"):
                     yield name, 1
 
     def _trip_count(self, loop: Instruction, named: Mapping[str, Instruction]) -> int | None:

@@ -62,7 +62,7 @@ def measure(program: Program, run: Run, topology: Topology) -> tuple[dict[str, A
                 raise
             return _too_large(program, run, topology, str(error)), None
     took = time.monotonic() - start
-    module = Module(compiled.as_text(), program.counting.trips or 1)
+    module = Module(compiled.as_text(), program.counting.trips or 1, program.counting.heavy)
     found, moved = collectives(module), memory_traffic(module)
     hbm = _memory(program, run, topology, compiled.memory_analysis())
     sent = summary(found)
@@ -73,7 +73,7 @@ def measure(program: Program, run: Run, topology: Topology) -> tuple[dict[str, A
         "compile_seconds": round(took, 1),
         "code_bytes": compiled.memory_analysis().generated_code_size_in_bytes,
         "hbm_per_chip": hbm,
-        "fits": hbm["total"] <= topology.chip.memory,
+        "fits": hbm["total"] <= topology.chip.usable,
         "tflop": {
             "total": flops.total / 1e12,
             "per_chip": flops.total / topology.chips / 1e12,
@@ -123,7 +123,7 @@ def _memory(program: Program, run: Run, topology: Topology, analysis: Any) -> di
         "cache_in_temporaries": _cache(program, run),
         "beside": beside,
         "total": total,
-        "capacity": topology.chip.memory,
+        "capacity": topology.chip.usable,
     }
 
 
@@ -152,8 +152,9 @@ def _arguments(program: Program) -> Iterable[dict[str, Any]]:
 
 def _too_large(program: Program, run: Run, topology: Topology, message: str) -> dict[str, Any]:
     """The row of a program that the compiler refused, from its message."""
-    used = re.search(r"Used ([\d.]+)([KMG]) of", message)
-    total = float(used[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[used[2]] if used else math.inf
+    used = re.search(r"Used ([\d.]+)([KMG]) of|\(([\d.]+)([KMG])\) exceeds", message)
+    number, unit = [x for x in used.groups() if x] if used else ("inf", "G")
+    total = float(number) * {"K": 2**10, "M": 2**20, "G": GIB}[unit]
     own = {name: per_chip(tree) for name, tree in run.weights.items()}
     beside = sum(size for name, size in own.items() if name not in program.uses)
     buffers = [
@@ -172,7 +173,7 @@ def _too_large(program: Program, run: Run, topology: Topology, message: str) -> 
             "weights_by_net": own,
             "beside": beside,
             "total": total + beside,
-            "capacity": topology.chip.memory,
+            "capacity": topology.chip.usable,
         },
-        "largest_buffers": buffers[:8],
+        "largest_buffers": (buffers or list(_arguments(program)))[:8],
     }

@@ -34,7 +34,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     hbm = row["hbm_per_chip"]
     gib = lambda name: f"{hbm.get(name, 0) / GIB:.2f}"
-    first = (row["program"], f"{row['runs_per_phase']:g}", f"{hbm['total'] / GIB:.2f}/{hbm['capacity'] / GIB:.0f}")
+    first = (row["program"], f"{row['runs_per_phase']:g}", f"{hbm['total'] / GIB:.2f}/{hbm['capacity'] / GIB:.1f}")
     if "refused" in row:
         return (*first, gib("weights"), "-", "-", "-", gib("beside"), *["-"] * 7)
     line = row["roofline"]
@@ -59,7 +59,7 @@ def does_not_fit(rows: Sequence[dict[str, Any]]) -> str:
         if row["fits"]:
             continue
         hbm = row["hbm_per_chip"]
-        lines.append(f"{row['program']} does not fit: {hbm['total'] / GIB:.2f} of {hbm['capacity'] / GIB:.0f} GiB:")
+        lines.append(f"{row['program']} does not fit: {hbm['total'] / GIB:.2f} of {hbm['capacity'] / GIB:.2f} GiB:")
         lines += [f"  {b['bytes'] / GIB:7.3f} GiB  {b['shape']}  {b['source']}" for b in row["largest_buffers"]]
     return "\n".join(lines)
 

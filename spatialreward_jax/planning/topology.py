@@ -27,6 +27,11 @@ class Chip:
     link: float
     dimensions: int
 
+    @property
+    def usable(self) -> int:
+        """Bytes of HBM that programs get: the runtime keeps up to 0.75 GiB for itself (on a v6e)."""
+        return self.memory - 3 * GIB // 4
+
 
 CHIPS = {
     "v4": Chip(275e12, 32 * GIB, 1.2e12, 50e9, 3),

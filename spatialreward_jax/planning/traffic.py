@@ -25,6 +25,9 @@ _FREE = {
     "opt-barrier",
 }
 
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+"""Operations that write into their first operand, and which operand is what they write."""
+
 
 def memory_traffic(module: Module) -> float:
     """Bytes read from and written to HBM by one chip in one run."""
@@ -52,33 +55,53 @@ def _moved(one: Instruction, named: Mapping[str, Instruction], module: Module) -
     size = lambda name: sum(in_memory(s) for s in shapes(named[name].result)) if name in named else 0
     if one.kind == "dynamic-slice":
         return 2 * written
-    if one.kind == "dynamic-update-slice":
-        return 2 * size(one.operands[1])
+    if one.kind in _IN_PLACE:
+        return 2 * size(one.operands[_IN_PLACE[one.kind]])
     if one.kind != "fusion":
         return written + sum(map(size, one.operands))
-    body = module.computations.get(next(iter(one.called("calls")), ""), [])
-    read, saved = _fusion(body, written)
-    return saved + sum(min(size(name), read.get(i, size(name))) for i, name in enumerate(one.operands))
+    body = _body(one, module)
+    read = sum(min(size(name), _read(body, _parameter(body, i), module)) for i, name in enumerate(one.operands))
+    root = next((inner for inner in body if inner.root), None)
+    return read + (min(written, _written(body, root, module)) if root else written)
 
 
-def _fusion(body: list[Instruction], written: float) -> tuple[dict[int, float], float]:
-    """(bytes read of the operands that are only sliced or updated in place, bytes written)."""
-    users: dict[str, list[Instruction]] = collections.defaultdict(list)
+def _body(fusion: Instruction, module: Module) -> list[Instruction]:
+    return module.computations.get(next(iter(fusion.called("calls")), ""), [])
+
+
+def _parameter(body: list[Instruction], index: int) -> str:
+    return next((x.name for x in body if x.kind == "parameter" and x.rest.startswith(f"{index})")), "")
+
+
+def _read(body: list[Instruction], name: str, module: Module) -> float:
+    """Bytes that a fusion reads of one of its arrays; inf where it reads all."""
+    total = 0.0
     for one in body:
-        for name in one.operands:
-            users[name].append(one)
+        for index, operand in enumerate(one.operands):
+            if operand != name:
+                continue
+            if index == 0 and one.kind == "dynamic-slice":
+                total += sum(map(bytes_of, shapes(one.result)))
+            elif one.kind == "bitcast":
+                total += _read(body, one.name, module)
+            elif one.kind == "fusion":
+                inner = _body(one, module)
+                total += _read(inner, _parameter(inner, index), module)
+            elif index or one.kind not in _IN_PLACE:
+                return float("inf")
+    return total
+
+
+def _written(body: list[Instruction], root: Instruction, module: Module) -> float:
+    """Bytes that the root of a fusion writes: of an update in place only what is new."""
     named = {one.name: one for one in body}
-    total = lambda one: sum(bytes_of(s) for s in shapes(one.result))
-    read = {}
-    for one in body:
-        if one.kind != "parameter" or not users[one.name]:
-            continue
-        index = int(one.rest.split(")")[0])
-        if all(u.kind == "dynamic-slice" and u.operands[0] == one.name for u in users[one.name]):
-            read[index] = sum(total(u) for u in users[one.name])
-        elif all(u.kind == "dynamic-update-slice" and u.operands[0] == one.name for u in users[one.name]):
-            read[index] = 0
-    updates = [one for one in body if one.kind == "dynamic-update-slice" and one.operands[1] in named]
-    if updates and any(one.root for one in updates):
-        written = min(written, sum(total(named[one.operands[1]]) for one in updates))
-    return read, written
+    if root.kind in _IN_PLACE:
+        new = named.get(root.operands[_IN_PLACE[root.kind]])
+        return sum(map(bytes_of, shapes(new.result))) if new else float("inf")
+    if root.kind == "bitcast" and root.operands[0] in named:
+        return _written(body, named[root.operands[0]], module)
+    if root.kind == "tuple":
+        return sum(_written(body, named[name], module) for name in root.operands)
+    if root.kind == "fusion" and (inner := _body(root, module)):
+        return _written(inner, next(one for one in inner if one.root), module)
+    return sum(in_memory(s) for s in shapes(root.result))

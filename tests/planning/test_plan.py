@@ -87,9 +87,9 @@ def test_table_and_what_does_not_fit():
     rows = [row("rollout", 12), row("update", 20), row("judge_answer", 17, refused="too much")]
     lines = report.table(rows).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert "12.00/16" in lines[1] and "compute" in lines[1] and "2.00" in lines[1]  # two seconds at half the peak
+    assert "12.00/16.0" in lines[1] and "compute" in lines[1] and "2.00" in lines[1]  # two seconds at half the peak
     text = report.does_not_fit(rows)
-    assert "update does not fit: 20.00 of 16 GiB" in text and "bf16[3]  mlp" in text and "rollout" not in text
+    assert "update does not fit: 20.00 of 16.00 GiB" in text and "bf16[3]  mlp" in text and "rollout" not in text
     assert report.does_not_fit(rows[:1]) == ""
 
 
