@@ -132,6 +132,11 @@ def key_of(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def stamp() -> dict[str, Any]:
+    """When a report was made, and with what."""
+    return {"date": datetime.date.today().isoformat(), "versions": versions()}
+
+
 def versions() -> dict[str, str]:
     """Of what the numbers come from."""
     try:
@@ -156,8 +161,7 @@ def make_plan(
         "chips": topology.chips,
         "mesh": dict(zip(("data", "fsdp", "tensor"), sizes)),
         "chip": dataclasses.asdict(topology.chip),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
+        **stamp(),
         "fits": all(row["fits"] for row in rows),
         "phase_seconds_on_devices": sum(
             row["roofline"]["seconds"] * row["runs_per_phase"] for row in rows if "roofline" in row
@@ -176,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config = _CONFIG.value
     if _FLOPS_ONLY.value:
-        plan = {"assumptions": recipe_cost.ASSUMPTIONS, "recipes": flops_only(config)}
+        plan = stamp() | {"assumptions": recipe_cost.ASSUMPTIONS, "recipes": flops_only(config)}
         status, text = 0, report.recipes(plan["recipes"])
     else:
         if not _TOPOLOGY.value:
