@@ -30,7 +30,7 @@ def start(nodes: jax.Array) -> Place:
     return Place(nodes, zero, zero, zero, jnp.zeros((nodes.shape[0], REGISTERS), jnp.int32))
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """The number that stands at each row; rows without one have `here` False."""
 
     here: jax.Array
@@ -42,7 +42,7 @@ class _Field(NamedTuple):
     complete: jax.Array
 
 
-def field_of(tables: Tables, place: Place) -> _Field:
+def field_of(tables: Tables, place: Place) -> Field:
     """What the row's number may be; `complete`: the digits so far are a number in its range."""
     index = tables.number[place.node]
     after, low, high, low_from, high_from, store, scored = jnp.moveaxis(tables.fields[jnp.maximum(index, 0)], -1, 0)
@@ -51,10 +51,10 @@ def field_of(tables: Tables, place: Place) -> _Field:
     high = jnp.where(high_from >= 0, held(high_from), high)
     here = index >= 0
     complete = here & (place.width > 0) & (low <= place.value) & (place.value <= high)
-    return _Field(here, after, low, high, store, jnp.where(here, scored, -1), complete)
+    return Field(here, after, low, high, store, jnp.where(here, scored, -1), complete)
 
 
-def digits_allowed(tables: Tables, place: Place, field: _Field) -> jax.Array:
+def digits_allowed(tables: Tables, place: Place, field: Field) -> jax.Array:
     """bool [B, D]: digit tokens that can go on with the row's number, whatever else stands there."""
     value, width = tables.value[tables.digits], tables.width[tables.digits]
     new = place.value[:, None] * 10**width + value
