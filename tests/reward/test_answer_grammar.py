@@ -133,8 +133,8 @@ def test_choices_that_cannot_be():
         with pytest.raises(InputError, match=why):
             RewardModel.from_pretrained("embedded", decoding=decoding)
     tokenizer = Processor(resolve("embedded", "judge")).tokenizer
-    with pytest.raises(InputError, match="the shortest constrained answer takes 14 tokens"):
-        AnswerTables.compile(tokenizer, vocab=2048, eos=(2028,), max_new=13, place=lambda tables: tables)
+    with pytest.raises(InputError, match="the shortest constrained answer takes 13 tokens"):
+        AnswerTables.compile(tokenizer, vocab=2048, eos=(2028,), max_new=12, place=lambda tables: tables)
 
 
 def test_expected_scores_replace_those_of_the_text():
