@@ -27,10 +27,10 @@ def get_config(preset=""):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.update({{"editor": "{root}/tests/goldens/omnigen2", "steps": 3, "prompts": 4, "group": 2}})
+    config.update({{"editor": "{root}/tests/goldens/omnigen2", "steps": 2, "prompts": 4, "group": 2}})
     config.update({{"window_steps": 1, "window_span": (0.0, 1.0), "updates_per_phase": 1, "checkpoint_every": 1}})
     config.update({{"sampler": {{"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}}, "eval": {{"prompts": 0}}}})
-    config.update({{"lora": {{"rank": 2, "alpha": 4.0}}, "data": {{"max_pixels": 1024}}}})
+    config.update({{"lora": {{"rank": 2, "alpha": 4.0}}, "data": {{"max_pixels": 1024, "max_text_tokens": 64}}}})
     with config.unlocked():
         config.rewards = {{"guards": 1.0}}
     return config
@@ -98,16 +98,17 @@ def test_processes_equal_one_and_an_interrupted_run_resumes_on_another_number(tm
         assert launch.watch(children, 60) == 0, children[0].text
 
     with _children(program, flags("several", mesh), 4, several, monkeypatch) as children:
-        _wait_for(tmp_path / "several" / "checkpoints" / "1", children)
+        _wait_for(tmp_path / "several" / "tensorboard", children)
+        time.sleep(1)  # the handlers come right behind; the first step compiles for many seconds
         children[3].run.send_signal(signal.SIGTERM)
         assert launch.watch(children, 60) == 0, [child.text for child in children]
-    assert "stopped by SIGTERM after step" in children[0].text and "step 1/3" in children[0].text
-    assert "step 1/3" not in children[3].text, "one process speaks"
+    assert "stopped by SIGTERM after step 1/2" in children[0].text and "step 1/2  " in children[0].text
+    assert "step 1/2" not in children[3].text, "one process speaks"
     assert not (tmp_path / "several" / "summary.json").exists()
 
     with _children(program, flags("several", "--mesh=2,1,1"), 2, several, monkeypatch) as children:
         assert launch.watch(children, 60) == 0, [child.text for child in children]
-    assert "resumed after step" in children[0].text and "done: 3 steps" in children[0].text
+    assert "resumed after step 1" in children[0].text and "done: 2 steps" in children[0].text
     (summary, adapters), (other, others) = _results(tmp_path / "alone"), _results(tmp_path / "several")
     for name in ("reward_first", "reward_last", "zero_std_share"):
         np.testing.assert_allclose(other[name], summary[name], rtol=1e-5, err_msg=name)
