@@ -128,7 +128,7 @@ def test_small_nets_compile_for_a_slice():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the `tpu` extra is not installed")
     config = config_of()
-    config.prompts, config.group, config.sampler.steps, config.judge.batch = 8, 2, 4, 8
+    config.prompts, config.group, config.micro, config.sampler.steps, config.judge.batch = 8, 2, (1, 1), 4, 8
     topology = Topology.parse("v6e:2x2")
     request = Request(height=128, width=128, semantic=128, quality=100, answer=16)
     names = ("judge_encode", "judge_answer")
