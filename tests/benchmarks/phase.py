@@ -78,7 +78,7 @@ def settings_of(recipe: str, folder: pathlib.Path, given: flags.FlagValues) -> S
     config = module.get_config("omnigen2")
     config.update({"editor": str(folder), "dtype": "float32", "recipe": recipe, "seed": given.seed})
     config.update({"prompts": given.prompts, "group": given.group, "kl_weight": 0.04 if recipe == "parity" else 0.0})
-    config.sampler.steps = given.steps
+    config.sampler.steps, config.micro = given.steps, (1, 1)
     config.eval.prompts = 0
     return Settings.from_config(config, folder)
 
