@@ -8,9 +8,7 @@ from absl import app, flags, logging
 from spatialreward_jax.errors import InputError
 
 
-def run(
-    main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, *, positional: int = 0
-) -> None:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None, *, positional: int = 0) -> None:
     """Runs `main([program, *arguments without a flag])` and exits with the status that it returns (0 for None).
 
     A wrong flag, a wrong config file, preset or key, more than `positional` arguments without a flag, and any

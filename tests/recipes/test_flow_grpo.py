@@ -26,6 +26,8 @@ from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, Weigh
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 
 ROOT = pathlib.Path(__file__).parents[2]
+ONE_LOSS = 1.0
+"""Size of one sample's loss; at ratio 1 their mean nearly cancels, so that errors are measured against this."""
 
 
 def grpo_config(preset="embedded"):
@@ -141,7 +143,7 @@ def test_one_and_eight_devices_give_the_same_losses_and_gradients(goldens, data,
         task = make(goldens, data, tmp_path, varied, mesh=mesh, recipe="parity", kl_weight=0.04)
         found.append(one_phase(task)[1])
     for name in ("update1/loss", "update1/grad_norm", "update1/policy_loss", "reward"):
-        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-5, atol=ONE_LOSS * 1e-6, err_msg=name)
 
 
 @pytest.mark.slow
@@ -168,7 +170,7 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
     cut = {"updates_per_phase": 1, "sample_prompts": 1, "micro": (2, 2)}
     parts = one_phase(make(goldens, data, tmp_path, varied, **cut))[1]
     for name in ("update1/loss", "update1/grad_norm", "reward"):
-        np.testing.assert_allclose(whole[name], parts[name], rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(whole[name], parts[name], rtol=1e-5, atol=ONE_LOSS * 1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
