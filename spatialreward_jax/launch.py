@@ -152,6 +152,9 @@ def free_port() -> int:
 def main(arguments: Sequence[str]) -> int:
     """[--processes=N] PROGRAM FLAGS... -> exit status: 0, the program's own, or 1 where a process was lost."""
     given = list(arguments)
+    if given[:1] in (["--help"], ["-h"]):
+        print(__doc__.strip())
+        return 0
     count = given.pop(0).partition("=")[2] if given and given[0].startswith("--processes=") else "1"
     if not given or not re.fullmatch(r"[a-z_]+", given[0]) or not count.isdigit() or not int(count):
         usage = (

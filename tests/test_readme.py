@@ -24,7 +24,7 @@ def test_ci_runs_exactly_the_test_command():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", sorted(set(re.findall(r"python -m (spatialreward_jax\.\w+)", README))))
+@pytest.mark.parametrize("program", sorted(set(re.findall(r"python -m (spatialreward_jax\.[\w.]+)", README))))
 def test_every_program_has_help(program):
     done = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert "--" in done.stdout and "Traceback" not in done.stderr
