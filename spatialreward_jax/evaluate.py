@@ -35,7 +35,7 @@ from spatialreward_jax.io.int8 import FORMATS
 from spatialreward_jax.reward.aggregate import KINDS, Aggregation
 from spatialreward_jax.reward.parsing import MODES
 
-_BENCH = flags.DEFINE_enum("bench", None, [*BENCHMARKS, "gedit"], "Benchmark.", required=True)
+_BENCH = flags.DEFINE_enum("bench", None, [*BENCHMARKS, "gedit"], "Benchmark.")
 _DATA = flags.DEFINE_string("data", "", "Folder or file of the benchmark, as downloaded (parquet, jsonl or json).")
 _OUT = flags.DEFINE_string("out", "", "Folder for the results, and what a stopped evaluation goes on from.")
 _MODEL = flags.DEFINE_string("model", "", "The judge: a folder in Hugging Face layout, or embedded.")
@@ -69,6 +69,8 @@ _SAMPLES = flags.DEFINE_integer("num_samples", 1, "gedit: images per request, of
 
 def main(_argv) -> None:
     """Compares two results, or evaluates and prints the report."""
+    if _BENCH.value is None:
+        raise InputError(f"--bench is needed: one of {', '.join([*BENCHMARKS, 'gedit'])}")
     if _COMPARE.value:
         _compare()
         return
