@@ -45,7 +45,7 @@ PRESETS = {  # what runs where; everything else below is the official recipe
     | {
         "task": "editor_vae",
         "scratch": ("transformer", "vae", "mllm"),
-        "steps": 1000,
+        "steps": 1500,
         "batch": 8,
         "lr": 1e-3,
         "checkpoint_every": 250,

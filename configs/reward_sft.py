@@ -26,7 +26,7 @@ PRESETS = {  # what runs where; everything else below is the published recipe
         "templates": "compact",
         "pixels": "eval",
         "max_new_tokens": 128,
-        "steps": 3000,
+        "steps": 2400,
         "batch": 64,
         "accumulate": 1,
         "lr": 1e-3,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -24,6 +25,9 @@ MATMUL = 2048
 
 STREAM = 2**26
 """Float32 numbers that are read and written to measure the memory's rate: beyond any cache."""
+
+THIN = 4
+"""Rows of the thin matrix product, as in decoding for four answers: weights are read once for few operations."""
 
 PAUSE = 0.05
 """Seconds between two runs: the threads of the library before stop spinning."""
@@ -65,22 +69,28 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def probes(torch: Any = None) -> dict[str, Callable[[], Any]]:
-    """Programs that measure the machine: float32 matrix product and memory stream, by XLA and, if given, by torch."""
+    """Programs that measure the machine, by XLA and, if given, by torch, all in float32: a square matrix product, a
+    thin one whose weights lie beyond any cache, and a stream through memory."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(MATMUL, MATMUL)).astype(np.float32) for _ in range(2))
     x, y = jnp.asarray(a), jnp.asarray(b)
     product, double = jax.jit(jnp.matmul), jax.jit(lambda s: 2 * s, donate_argnums=0)  # in place: no new pages
     held = [jnp.zeros(STREAM, jnp.float32)]
+    side = math.isqrt(STREAM)
+    few, many = np.ones((THIN, side), np.float32), np.ones((side, side), np.float32)
+    thin, weights = jnp.asarray(few), jnp.asarray(many)
 
     def stream():
         held.append(jax.block_until_ready(double(held.pop())))
 
-    found = {"matmul/xla": lambda: product(x, y), "stream/xla": stream}
+    found = {"matmul/xla": lambda: product(x, y), "thin/xla": lambda: product(thin, weights), "stream/xla": stream}
     if torch is not None:
         u, w = torch.from_numpy(a), torch.from_numpy(b)
         out, s = torch.empty(MATMUL, MATMUL), torch.ones(STREAM)
         copy = torch.empty_like(s)
+        rows, columns = torch.from_numpy(few), torch.from_numpy(many)
         found |= {
+            "thin/torch": lambda: torch.matmul(rows, columns) is None,
             "matmul/torch": lambda: torch.matmul(u, w, out=out) is None,
             "stream/torch": lambda: torch.mul(s, 2, out=copy) is None,
         }
@@ -89,7 +99,10 @@ def probes(torch: Any = None) -> dict[str, Callable[[], Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Rates that bound every program. matmul: float32 FLOP/s of the best library; memory: bytes/s, likewise."""
+    """Rates that bound every program. matmul: float32 FLOP/s of the best library; memory: bytes/s, likewise.
+
+    `parts` has each library's rates; that of the thin product is in bytes of weights per second.
+    """
 
     matmul: float
     memory: float
@@ -98,7 +111,7 @@ class Machine:
     @classmethod
     def of(cls, seconds: Mapping[str, Sequence[float]]) -> "Machine":
         """From the median times of `probes`."""
-        work = {"matmul": 2 * MATMUL**3, "stream": 8 * STREAM}
+        work = {"matmul": 2 * MATMUL**3, "thin": 4 * STREAM, "stream": 8 * STREAM}
         rates = {
             name: work[name.split("/")[0]] / statistics.median(times)
             for name, times in seconds.items()
