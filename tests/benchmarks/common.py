@@ -68,9 +68,12 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     return seconds
 
 
-def probes(torch: Any = None) -> dict[str, Callable[[], Any]]:
+def probes(torch: Any, net: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
     """Programs that measure the machine, by XLA and, if given, by torch, all in float32: a square matrix product, a
-    thin one whose weights lie beyond any cache, and a stream through memory."""
+    thin one whose weights lie beyond any cache, a stream through memory, and (by XLA) a product of the net's own shape.
+
+    net: rows, width and inner width of a feed-forward layer of the net that is measured.
+    """
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(MATMUL, MATMUL)).astype(np.float32) for _ in range(2))
     x, y = jnp.asarray(a), jnp.asarray(b)
@@ -83,14 +86,21 @@ def probes(torch: Any = None) -> dict[str, Callable[[], Any]]:
     def stream():
         held.append(jax.block_until_ready(double(held.pop())))
 
-    found = {"matmul/xla": lambda: product(x, y), "thin/xla": lambda: product(thin, weights), "stream/xla": stream}
+    rows, width, inner = net
+    tokens, layer = jnp.ones((rows, width)), jnp.ones((width, inner))
+    found = {
+        "matmul/xla": lambda: product(x, y),
+        "layer/xla": lambda: product(tokens, layer),
+        "thin/xla": lambda: product(thin, weights),
+        "stream/xla": stream,
+    }
     if torch is not None:
         u, w = torch.from_numpy(a), torch.from_numpy(b)
         out, s = torch.empty(MATMUL, MATMUL), torch.ones(STREAM)
         copy = torch.empty_like(s)
-        rows, columns = torch.from_numpy(few), torch.from_numpy(many)
+        short, long = torch.from_numpy(few), torch.from_numpy(many)
         found |= {
-            "thin/torch": lambda: torch.matmul(rows, columns) is None,
+            "thin/torch": lambda: torch.matmul(short, long) is None,
             "matmul/torch": lambda: torch.matmul(u, w, out=out) is None,
             "stream/torch": lambda: torch.mul(s, 2, out=copy) is None,
         }
@@ -101,24 +111,27 @@ def probes(torch: Any = None) -> dict[str, Callable[[], Any]]:
 class Machine:
     """Rates that bound every program. matmul: float32 FLOP/s of the best library; memory: bytes/s, likewise.
 
-    `parts` has each library's rates; that of the thin product is in bytes of weights per second.
+    `parts` has each library's rates; that of the thin product is in bytes of weights per second. layer, thin: XLA's
+    rates of products of the net's own shape, and of few rows with weights from memory.
     """
 
     matmul: float
     memory: float
+    layer: float
+    thin: float
     parts: Mapping[str, float]
 
     @classmethod
-    def of(cls, seconds: Mapping[str, Sequence[float]]) -> "Machine":
+    def of(cls, seconds: Mapping[str, Sequence[float]], net: tuple[int, int, int]) -> "Machine":
         """From the median times of `probes`."""
-        work = {"matmul": 2 * MATMUL**3, "thin": 4 * STREAM, "stream": 8 * STREAM}
+        work = {"matmul": 2 * MATMUL**3, "layer": 2 * math.prod(net), "thin": 4 * STREAM, "stream": 8 * STREAM}
         rates = {
             name: work[name.split("/")[0]] / statistics.median(times)
             for name, times in seconds.items()
             if name.split("/")[0] in work
         }
         best = lambda kind: max(rate for name, rate in rates.items() if name.startswith(kind))
-        return cls(best("matmul"), best("stream"), rates)
+        return cls(best("matmul"), best("stream"), rates["layer/xla"], rates["thin/xla"], rates)
 
     def report(self) -> dict[str, Any]:
         """Numbers in GFLOP/s and GB/s."""
@@ -147,7 +160,9 @@ class Work:
 def row(seconds: Mapping[str, Sequence[float]], ours: str, work: Work, machine: Machine) -> dict[str, Any]:
     """One program of ours beside its references, all named `ours` or `ours/...` in `seconds`.
 
-    `roofline`: the least time that the machine's rates allow, over ours. `speedup`: the reference's median over ours.
+    `roofline`: the least time that the machine's rates allow, over ours; `own_products`: the same from XLA's rates of
+    products like the net's (`Machine.layer`, or `Machine.thin` where memory bounds), what is computed again included.
+    `speedup`: the reference's median over ours.
     """
     median = statistics.median(seconds[ours])
     least = max(work.flops / machine.matmul, work.bytes / machine.memory)
@@ -157,6 +172,7 @@ def row(seconds: Mapping[str, Sequence[float]], ours: str, work: Work, machine: 
         "ms_all": [_ms(s) for s in seconds[ours]],
         "gflops": round(work.flops / median / 1e9, 1),
         "roofline": round(least / median, 3),
+        "own_products": round(max((work.flops + work.again) / machine.layer, work.bytes / machine.thin) / median, 3),
     }
     if work.again:
         out["gflop_again"] = round(work.again / 1e9, 3)

@@ -237,8 +237,9 @@ def main(_argv: Sequence[str]) -> None:
         problem = pose(folder, given)
         ours = programs(problem)
         theirs, results = references(problem, folder) if given.reference else ({}, {})
-    seconds = common.interleaved({**common.probes(torch), **ours, **theirs}, given.rounds)
-    machine, needed = common.Machine.of(seconds), work(problem, given)
+    layer = nets.layer_shape(configs["transformer"], given.batch, given.text + 2 * problem.x.shape[1])
+    seconds = common.interleaved({**common.probes(torch, layer), **ours, **theirs}, given.rounds)
+    machine, needed = common.Machine.of(seconds, layer), work(problem, given)
     report |= {
         "config": configs["transformer"],
         "parameters": nets.count(problem.base),

@@ -213,8 +213,10 @@ def main(_argv: Sequence[str]) -> None:
         ours = programs(problem)
         theirs = references(problem, folder) if given.reference else {}
     named = {f"{name}/torch": lambda run=run: run() is None for name, run in theirs.items()}
-    seconds = common.interleaved({**common.probes(torch), **ours, **named}, given.rounds)
-    machine, needed = common.Machine.of(seconds), work(problem)
+    text = problem.net.config.text
+    layer = (problem.prompt.tokens.size, text.dim, text.mlp)
+    seconds = common.interleaved({**common.probes(torch, layer), **ours, **named}, given.rounds)
+    machine, needed = common.Machine.of(seconds, layer), work(problem)
     rows = {name: common.row(seconds, name, needed[name], machine) for name in ours}
     tokens = {"prefill": problem.prompt.tokens.size, "decode": given.batch * (given.new - 1)}
     for name, number in tokens.items():

@@ -55,6 +55,12 @@ def editor_configs(size: str, layers: int) -> dict[str, dict[str, Any]]:
     return configs
 
 
+def layer_shape(transformer: dict[str, Any], samples: int, tokens: int) -> tuple[int, int, int]:
+    """Rows, width and inner width of one feed-forward layer over `samples` samples of `tokens` tokens each."""
+    config = omnigen2.OmniGen2Config.from_dict(transformer)
+    return samples * tokens, config.hidden_size, config.mlp_dim
+
+
 def judge_config(size: str, layers: int) -> dict[str, Any]:
     """`config.json` of a judge: "embedded", or the decoder's width, a multiple of 128.
 

@@ -163,8 +163,10 @@ def main(_argv: Sequence[str]) -> None:
         reference = torch_phase.Framework(folder, first.task, first.batch) if given.reference else None
     if reference is not None:
         runs["framework"] = reference.run
-    seconds = common.interleaved({**common.probes(torch), **runs}, given.rounds)
-    machine, rows = common.Machine.of(seconds), {}
+    tokens = (given.side // 16) ** 2
+    layer = nets.layer_shape(configs["transformer"], given.prompts * given.group, 2 * tokens)
+    seconds = common.interleaved({**common.probes(torch, layer), **runs}, given.rounds)
+    machine, rows = common.Machine.of(seconds, layer), {}
     for recipe, phase in phases.items():
         own = {recipe: seconds[recipe]}
         own |= {f"{recipe}/framework": seconds["framework"]} if reference is not None else {}
