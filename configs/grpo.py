@@ -121,7 +121,8 @@ def get_config(preset="embedded"):
     config.max_grad_norm = 1.0
 
     # ---- pictures and rewards at a fixed seed, with the deterministic sampler; prompts 0: none
-    config.eval = ConfigDict({"prompts": 4, "edits": 4})
+    # heldout: EditWorld edits whose truth is compared before and after the run; 0: none
+    config.eval = ConfigDict({"prompts": 4, "edits": 4, "heldout": 0})
 
     config.update(PRESETS[preset])
     return config

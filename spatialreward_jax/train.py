@@ -25,6 +25,7 @@ from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
 from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError
 from spatialreward_jax.reporting.progress import Stopwatch, compile_clock, duration, write_json
+from spatialreward_jax.reporting.report import FILE, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     Args:
         task: the recipe.
         settings: of the loop.
-        workdir: takes `checkpoints/`, `tensorboard/` and, at the end, `summary.json`.
+        workdir: takes `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `pictures/` and, at the end, `summary.json` and
+            `report.html`.
         command: what to type to resume, for the line that an interrupted run prints.
 
     Returns:
@@ -150,8 +152,9 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     try:
         if processes.is_first():
             write_json(workdir / "summary.json", summary)
+            write_report(workdir, summary, task.charts)
     except OSError as error:
-        say(f"WARNING: {workdir / 'summary.json'} was not written ({error.strerror}): {summary}")
+        say(f"WARNING: summary.json or report.html in {workdir} was not written ({error.strerror}): {summary}")
     return summary
 
 
@@ -210,6 +213,7 @@ def main(_argv: list[str]) -> int:
         processes.say(f"done: {summary['steps']} steps in {duration(summary['seconds'])}, {compiling}")
         processes.say(f"  summary      {workdir / 'summary.json'}")
         newest = "none" if summary["checkpoint_step"] is None else f"step {summary['checkpoint_step']}"
+        processes.say(f"  report       {workdir / FILE}")
         processes.say(f"  checkpoints  {workdir / 'checkpoints'} (newest whole: {newest})")
         processes.say(f"  curves       tensorboard --logdir={workdir / 'tensorboard'}")
     return 0

@@ -66,6 +66,7 @@ def test_summary_and_files(tmp_path, whole, capsys):
     assert summary["seconds"] > 0 and summary["seconds_compile"] >= 0 and summary["checkpoint_step"] == STEPS
     assert summary["reward_first"] != summary["reward_last"] and summary["eval"][0] != summary["eval"][1]
     assert list((tmp_path / "tensorboard").iterdir())
+    assert "<svg" in (tmp_path / "report.html").read_text()
     out = capsys.readouterr().out
     assert f"step 1/{STEPS}" in out and f"step {STEPS}/{STEPS}" in out and "ETA" in out and "nothing" not in out
 

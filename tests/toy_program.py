@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from spatialreward_jax import cli, recipes, train
+from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.rl.metrics import Mean
 
 OPTIMIZER = optax.adam(0.1)
@@ -38,6 +39,7 @@ class Toy:
     def __init__(self, hook=lambda count: None, mesh=None):
         self.hook, self.mesh, self.calls, self.exported = hook, mesh, 0, None
         self.evaluators = {"toy": self._evaluate}
+        self.charts = (Chart("Loss", {"loss": "loss", "absent": "nowhere"}),)
 
     def init(self, key):
         def make(key):

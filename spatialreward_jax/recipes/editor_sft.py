@@ -34,8 +34,16 @@ from spatialreward_jax.models.omnigen2 import Conditioning, pack_images, pack_re
 from spatialreward_jax.recipes.editor_settings import Settings
 from spatialreward_jax.recipes.optimizing import Updates, add_metrics, start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reporting.tensorboard import image_grid
 from spatialreward_jax.rl import Mean, TrainState
+
+CHARTS = (
+    Chart("Loss", {"training": "loss", "held out": "heldout/loss"}),
+    Chart("Loss by time", {"noisy half": "heldout/loss_noisy", "clean half": "heldout/loss_clean"}),
+    Chart("PSNR of held-out edits to their targets (dB)", {"edits": "edits/psnr"}),
+    Chart("Gradient norm", {"before clipping": "grad_norm"}),
+)
 
 HELDOUT = 2**31 - 1
 """Stands for the batch's number in the draws of held-out batches: no batch of training ever has it."""
@@ -142,6 +150,7 @@ class EditorSFT:
             self.start, everything = {"adapters": nets.adapters}, everything | {"adapters": nets.adapters}
         self.frozen = {name: tree for name, tree in everything.items() if name not in self.start}
         self.updates = Updates(make_loss(nets), s.optimizing, steps=s.steps, seed=s.seed)
+        self.charts = CHARTS
         self.evaluators: Mapping[str, Evaluator] = {}
         if heldout is not None and s.eval_batches:
             self.evaluators |= {"heldout": HeldoutLoss(self, heldout)}

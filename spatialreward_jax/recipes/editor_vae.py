@@ -23,8 +23,15 @@ from spatialreward_jax.models.autoencoder_kl import sample_posterior
 from spatialreward_jax.recipes.editor_settings import Settings
 from spatialreward_jax.recipes.optimizing import Updates, add_metrics, start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reporting.tensorboard import image_grid
 from spatialreward_jax.rl import Mean, TrainState
+
+CHARTS = (
+    Chart("Mean absolute error", {"training": "absolute", "held out": "heldout/absolute"}),
+    Chart("PSNR (dB)", {"training": "psnr", "held out": "heldout/psnr"}),
+    Chart("KL of a latent element", {"training": "kl"}),
+)
 
 HELDOUT = 2**31 - 1
 MEASURED = 8
@@ -67,6 +74,7 @@ class EditorVAE:
         self.updates = Updates(make_loss(nets.vae.graph, s.kl_weight), s.optimizing, steps=s.steps, seed=s.seed)
         self.latents: dict[str, float] = {}
         self.moments = jax.jit(self._moments)
+        self.charts = CHARTS
         self.evaluators: Mapping[str, Evaluator] = {}
         if heldout is not None and s.eval_batches:
             self.evaluators |= {"heldout": Reconstruction(self, heldout)}

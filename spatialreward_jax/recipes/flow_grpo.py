@@ -26,10 +26,11 @@ from spatialreward_jax.io.peft import write_diffusers, write_peft
 from spatialreward_jax.io.weights import save_params
 from spatialreward_jax.mesh import place_batch, place_whole
 from spatialreward_jax.models import omnigen2
-from spatialreward_jax.recipes import grpo_settings, previews
+from spatialreward_jax.recipes import grpo_settings, heldout, previews
 from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.journal import Samples
+from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reward.backends import Rewards, WeightedReward
 from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import (
@@ -41,6 +42,20 @@ from spatialreward_jax.rl import (
     make_update,
     reward_metrics,
     step_weight,
+)
+
+CHARTS = (
+    Chart("Reward of the sampled edits", {"reward": "reward", "judge": "reward/judge/reward"}),
+    Chart("Truth (oracle) of the sampled edits", {"oracle": "reward/oracle/reward"}),
+    Chart("Held-out edits, same noise", {"oracle": "heldout/oracle", "reward": "heldout/reward"}),
+    Chart("Guards", {"reward": "reward/guards/reward", "outside change": "reward/guards/outside_change"}),
+    Chart("Health of rewards", {"invalid": "invalid_share", "flat groups": "zero_std_share"}),
+    Chart("Spread of rewards", {"all": "reward_std", "within groups": "reward_group_std"}),
+    Chart("Gradient norm", {"first update": "update1/grad_norm", "second": "update2/grad_norm"}),
+    Chart("Largest |ratio - 1|", {"first update": "update1/ratio_deviation", "second": "update2/ratio_deviation"}),
+    Chart("Clipped share", {"first update": "update1/clip_fraction", "second": "update2/clip_fraction"}),
+    Chart("KL to the reference", {"first update": "update1/kl"}),
+    Chart("Seconds of a phase", {"seconds": "seconds_per_step"}),
 )
 
 RATIO_SHARE = 0.2
@@ -67,15 +82,23 @@ class FlowGRPO:
         self.programs = Programs(nets, settings)
         self.recompute: bool | None = None  # decided by measurement in the first phase
         self.first_deviation: float | None = None
+        self.charts = CHARTS
+        self.heldout = heldout.HeldoutEdits(self, settings.heldout) if settings.heldout else None
         self.evaluators: Mapping[str, Evaluator] = {"preview": previews.Previews(self)} if settings.eval_prompts else {}
+        if self.heldout:
+            self.evaluators |= {"heldout": self.heldout}
 
     # ---- the contract with the loop
 
     def init(self, key: Any) -> TrainState:
         """Adapters (or all parameters) and the optimiser's state."""
         del key  # adapters were drawn from the config's seed when the nets were made
-        params = self.nets.transformer.params if self.nets.adapters is None else self.nets.adapters
-        return start_state(params, self.programs.optimizer)
+        return start_state(self.start, self.programs.optimizer)
+
+    @property
+    def start(self) -> Any:
+        """What training begins with: adapters, or all parameters of the transformer."""
+        return self.nets.transformer.params if self.nets.adapters is None else self.nets.adapters
 
     def batches(self) -> Batches:
         """P requests at a time."""
@@ -91,9 +114,13 @@ class FlowGRPO:
         plan = s.plan(np.random.default_rng([s.seed, phase]))
         latents, trajectory = self.sample(state.params, encoded, self.sample_keys(batch, phase, s.group), plan)
         rewards = self.score(batch, self.decode(encoded, latents))
-        reward, valid = (x.reshape(s.prompts, s.group) for x in (rewards.reward, rewards.valid))
+        groups = lambda x: x.reshape(s.prompts, s.group)
+        reward, valid = groups(rewards.reward), groups(rewards.valid)
         advantage = group_advantage(reward, valid, std=s.advantage_std, clip=s.advantage_clip)
         metrics = reward_metrics(reward, valid) | {f"reward/{n}": _mean(x) for n, x in rewards.parts.items()}
+        for name in (name for name in rewards.parts if name.endswith("/reward")):
+            part = groups(rewards.parts[name])
+            metrics[f"reward/{name}_sem"] = reward_metrics(part, np.isfinite(part)).get("reward_sem")
         metrics = {name: value for name, value in metrics.items() if value is not None}
         weight = step_weight(trajectory.std) if s.reweight_by_sigma else jnp.ones_like(trajectory.sigma)
         advantage, valid = place_whole(self.nets.mesh, (advantage, valid))
@@ -102,12 +129,15 @@ class FlowGRPO:
         return state, metrics | update_metrics | {"samples": Samples(names, _finite(latents))}
 
     def record(self) -> dict[str, Any]:
-        """What was measured in the first phase."""
-        return {"recompute": self.recompute, "first_deviation": self.first_deviation}
+        """What was measured in the first phase, and held-out scores from before it."""
+        before = self.heldout.before if self.heldout else None
+        return {"recompute": self.recompute, "first_deviation": self.first_deviation, "heldout_before": before}
 
     def restore_record(self, record: dict[str, Any]) -> None:
         """Undoes `record`."""
         self.recompute, self.first_deviation = record["recompute"], record["first_deviation"]
+        if self.heldout:
+            self.heldout.before = record["heldout_before"]
 
     def summary(self, history: History) -> dict[str, Any]:
         """Keys of `summary.json` that belong to RL."""
@@ -119,6 +149,7 @@ class FlowGRPO:
             "first_update_max_ratio_deviation": self.first_deviation,
             "exported": str(self.exported),
             "old_logp": "training program" if self.recompute else "sampler",
+            **(self.heldout.gain() if self.heldout else {}),
         }
 
     def export(self, state: TrainState) -> None:
@@ -180,12 +211,15 @@ class FlowGRPO:
 
     def score(self, batch: EditBatch, images: list[np.ndarray]) -> Rewards:
         """Rewards of P * G images; the judge sees the sources as the editor saw them."""
+        return self.reward(self.edits(batch, images))
+
+    def edits(self, batch: EditBatch, images: Sequence[np.ndarray]) -> list[Edit]:
+        """What is to be judged: the images, the same number for each request, in the requests' order."""
         group = len(images) // len(batch)
-        edits = [
+        return [
             Edit(batch.sources[i // group], image, batch.requests[i // group].reward_instruction)
             for i, image in enumerate(images)
         ]
-        return self.reward(edits)
 
     def request_keys(self, batch: EditBatch, phase: int) -> jax.Array:
         """[P] keys that depend on seed, phase and request alone."""

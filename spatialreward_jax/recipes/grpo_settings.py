@@ -55,6 +55,7 @@ class Settings:
     weight_decay: float
     max_grad_norm: float
     data: str
+    heldout: str
     check: str
     tasks: tuple[str, ...]
     threads: int
@@ -81,6 +82,7 @@ class Settings:
         settings = cls(
             **{name: config[name] for name in names[: names.index("data")]},
             data=_data_path(data.path, workdir, config.seed),
+            heldout=_heldout_path(config, workdir),
             check=data.check,
             tasks=tuple(data.tasks),
             threads=data.threads,
@@ -140,9 +142,23 @@ class Settings:
 def _data_path(data: str, workdir: pathlib.Path, seed: int) -> str:
     if data != "editworld":
         return data
-    write = lambda: str(write_requests(workdir / "data", "train", EDITWORLD_REQUESTS, seed))
+    return _written(workdir / "data", "train", EDITWORLD_REQUESTS, seed)
+
+
+def _written(folder: pathlib.Path, split: str, count: int, seed: int) -> str:
+    write = lambda: str(write_requests(folder, split, count, seed))
     processes.together(lambda: write() if processes.is_first() else None)
     return write()  # there already
+
+
+def _heldout_path(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """Requests of EditWorld's validation split, whose truth tells what the run was worth; "" for none."""
+    count = config.eval.heldout
+    if not count:
+        return ""
+    if config.data.path != "editworld" or count < 2:
+        raise InputError(f"eval.heldout={count}: at least 2 edits, whose truth --config.data.path=editworld alone has")
+    return _written(workdir / "heldout", "validation", count, config.seed)
 
 
 def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> WeightedReward:

@@ -18,26 +18,32 @@ PHASE = 2**31 - 1
 
 
 class Previews:
-    """Evaluator: a grid `source | edits | first edit with the judge's boxes`, and the rewards of those edits."""
+    """Evaluator: a grid `source | before | edits | boxes`, and the rewards of those edits.
+
+    `before` is the first edit at the same noise by the policy that the run began with, `boxes` the first edit with the
+    judge's regions.
+    """
 
     def __init__(self, task: "FlowGRPO"):
         self.task = task
         self.batch = load_batch(task.requests[: task.settings.eval_prompts], task.size)
+        self._before: list[np.ndarray] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields (name, picture or number)."""
         task, edits = self.task, self.task.settings.eval_edits
+        keys, plan = task.sample_keys(self.batch, PHASE, edits), ode_plan(task.settings.sampler_steps)
         encoded = task.encode(self.batch, PHASE)
-        latents, _ = task.sample(
-            state.params, encoded, task.sample_keys(self.batch, PHASE, edits), ode_plan(task.settings.sampler_steps)
-        )
-        images = task.decode(encoded, latents)
+        edit = lambda params: task.decode(encoded, task.sample(params, encoded, keys, plan)[0])
+        if self._before is None:
+            self._before = edit(task.start)[::edits]
+        images = edit(state.params)
         rewards = task.score(self.batch, images)
         rows = []
         for row, sources in enumerate(self.batch.sources):
             own = images[row * edits : (row + 1) * edits]
             score = rewards.scores[row * edits] if rewards.scores else None
-            rows.append([*sources, *own, draw_regions(own[0], score.regions if score else ())])
+            rows.append([*sources, self._before[row], *own, draw_regions(own[0], score.regions if score else ())])
         yield "edits", image_grid(rows)
         if rewards.valid.any():
             yield "reward", float(rewards.reward[rewards.valid].mean())

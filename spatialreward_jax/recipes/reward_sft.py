@@ -29,12 +29,23 @@ from spatialreward_jax.recipes.judge_evaluation import HeldoutAnswers, Verdicts
 from spatialreward_jax.recipes.optimizing import Updates, start_state
 from spatialreward_jax.recipes.reward_settings import Settings
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reward.judge import SETTINGS_FILE
 from spatialreward_jax.reward.loading import JudgeNet, load_judge
 from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_chats, tokenize_chat
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.rl import Mean, TrainState
+
+LESSONS = ("grounding", "consistency", "quality", "rows")
+CHARTS = (
+    Chart("Loss of an answer's tokens", {"training": "loss"}),
+    Chart("Loss by lesson", {name: f"{name}/loss" for name in LESSONS}),
+    Chart("Held-out token accuracy", {name: f"heldout/{name}/token_accuracy" for name in LESSONS}),
+    Chart("Regions (IoU)", {"edits": "judge/region_iou", "grounding": "judge/grounding_iou"}),
+    Chart("Verdicts", {"valid": "judge/valid", "pairs ranked right": "judge/pairwise_accuracy"}),
+    Chart("Gradient norm", {"before clipping": "grad_norm"}),
+)
 
 
 class JudgeBatch:
@@ -83,6 +94,7 @@ class RewardSFT:
         self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}
         self.frozen = {} if net.adapters is None else {"base": net.base}
+        self.charts = CHARTS
         self.evaluators: Mapping[str, Evaluator] = {}
         heldout = "editworld" if s.data == "editworld" and not s.heldout else s.heldout
         if heldout and s.eval_batches:

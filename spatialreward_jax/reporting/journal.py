@@ -1,4 +1,4 @@
-"""The record of a run: metrics read one step late, evaluations, and what the summary needs across interruptions."""
+"""What is kept of a run: metrics read one step late, evaluations, and what the summary needs across interruptions."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ import numpy as np
 
 from spatialreward_jax.mesh import on_host
 from spatialreward_jax.reporting.progress import Progress
+from spatialreward_jax.reporting.records import Records
 from spatialreward_jax.reporting.tensorboard import TensorBoard
 from spatialreward_jax.rl.metrics import Mean, is_metric
 
@@ -94,10 +95,10 @@ def to_numbers(metrics: Mapping[str, Any], step: int) -> dict[str, float]:
 
 
 class Journal:
-    """Writes progress lines and event files of one run; keeps its `History`.
+    """Writes progress lines, event files and the record of one run; keeps its `History`.
 
     Args:
-        workdir: event files go to its `tensorboard` folder.
+        workdir: event files go to its `tensorboard` folder; for the record see `records`.
         steps, start: of the whole run, and done before.
         history: is added to.
         write: whether this process prints and writes; the history is kept in every process.
@@ -117,6 +118,7 @@ class Journal:
         self._history, self._pending = history, None
         self._progress = Progress(steps, start=start, say=say)
         self._board = TensorBoard(workdir / "tensorboard", start) if write else None
+        self._records = Records(workdir, start, say=say) if write else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keeps this step's metrics, and reads those of the step before, whose devices are done by now."""
@@ -131,24 +133,28 @@ class Journal:
         numbers = to_numbers(metrics, step)
         self._history.add(numbers)
         self._progress.step(step, numbers)
-        if self._board:
-            self._board.scalars(step, numbers | {"seconds_per_step": self._progress.seconds_per_step()})
+        self._write(step, numbers | {"seconds_per_step": self._progress.seconds_per_step()})
 
     def evaluate(
         self, evaluators: Mapping[str, Callable[[Any, int], Iterable[tuple[str, Any]]]], state: Any, step: int
     ) -> None:
-        """Runs every evaluator: numbers into curves and history, pictures (uint8 [H, W, 3]) into the event files."""
+        """Runs every evaluator: numbers into curves and history, pictures (uint8 [H, W, 3]) into the files."""
         for group, evaluator in evaluators.items():
             for name, value in evaluator(state, step):
                 name = f"{group}/{name}"
                 if np.ndim(value) == 3:
                     if self._board:
                         self._board.image(step, name, np.asarray(value))
+                        self._records.picture(step, name, np.asarray(value))
                     continue
                 numbers = to_numbers({name: value}, step)
                 self._history.add_evaluation(numbers)
-                if self._board:
-                    self._board.scalars(step, numbers)
+                self._write(step, numbers)
+
+    def _write(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self._board:
+            self._board.scalars(step, numbers)
+            self._records.numbers(step, numbers)
 
     def close(self) -> None:
         """Reads what waits and closes the files."""

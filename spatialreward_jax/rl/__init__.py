@@ -1,6 +1,6 @@
 """Online RL of a flow sampler: advantages, losses, updates. Pure functions over arrays."""
 
-from spatialreward_jax.rl.advantage import GroupStats, group_advantage, group_stats, reward_metrics
+from spatialreward_jax.rl.advantage import GroupStats, group_advantage, group_stats, reward_metrics, standard_error
 from spatialreward_jax.rl.loss import grpo_loss, kl_scale, step_weight
 from spatialreward_jax.rl.metrics import Mean, Peak, collapse, values
 from spatialreward_jax.rl.update import (
@@ -34,6 +34,7 @@ __all__ = [
     "make_optimizer",
     "make_update",
     "reward_metrics",
+    "standard_error",
     "step_weight",
     "values",
 ]

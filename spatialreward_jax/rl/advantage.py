@@ -64,7 +64,8 @@ def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> 
 def reward_metrics(reward, valid) -> dict[str, float]:
     """Health of one phase's rewards: shares of invalid samples and of flat groups, mean and std of the valid ones.
 
-    Where no sample is valid there is no `reward`, `reward_std` or `reward_group_std`: nothing stands in for them.
+    `reward_sem` is the standard error over groups, whose samples share a prompt: none below two groups. Where no sample
+    is valid there is no `reward`, `reward_std` or `reward_group_std` either: nothing stands in for them.
     """
     valid = np.asarray(valid, bool)
     stats = group_stats(reward, valid)
@@ -78,4 +79,13 @@ def reward_metrics(reward, valid) -> dict[str, float]:
         "reward_std": float(good.std()),
         "reward_group_std": float(np.nanmean(stats.std)),
     }
+    groups = stats.mean[np.isfinite(stats.mean)]
+    if len(groups) > 1:
+        means["reward_sem"] = standard_error(groups)
     return means | health
+
+
+def standard_error(values) -> float:
+    """Of the mean of independent numbers [N], N at least 2."""
+    values = np.asarray(values, np.float64)
+    return float(values.std(ddof=1) / np.sqrt(len(values)))

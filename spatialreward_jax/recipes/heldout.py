@@ -1,0 +1,76 @@
+"""What a run is worth: edits of held-out EditWorld requests before and after it, same noise, judged by the truth."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialreward_jax.data.editworld.oracle import Oracle
+from spatialreward_jax.data.pipeline import load_batch
+from spatialreward_jax.data.requests import read_requests
+from spatialreward_jax.flow import ode_plan
+from spatialreward_jax.recipes.previews import PHASE
+from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
+from spatialreward_jax.rl import standard_error
+
+if TYPE_CHECKING:
+    from spatialreward_jax.recipes.flow_grpo import FlowGRPO
+
+Z95 = 1.96
+CHUNK = 32
+"""Requests that are edited by one program."""
+
+
+class HeldoutEdits:
+    """Evaluator: one edit of each held-out request by the deterministic sampler, at a noise that never changes.
+
+    Attributes:
+      before, after: oracle scores, 0..1, one per request, of the first and of the newest evaluation; lists, or None.
+    """
+
+    def __init__(self, task: "FlowGRPO", index: str):
+        """index: requests of a file that `write_requests` made. Raises InputError."""
+        self.task, self.requests = task, read_requests(index)
+        backends = task.reward.backends | {"oracle": Divided(Oracle.from_requests(index))}
+        self.reward = WeightedReward(backends, {"oracle": 0.0} | task.reward.weights)
+        self.before: list[float] | None = None
+        self.after: list[float] | None = None
+
+    def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
+        """Yields means over the requests and their standard errors: "oracle" is the truth, "reward" the run's own."""
+        oracle, reward = [], []
+        for first in range(0, len(self.requests), CHUNK):
+            rewards = self._chunk(state, first)
+            oracle += rewards.parts["oracle/reward"].tolist()
+            reward += rewards.reward[rewards.valid].tolist()
+        self.after = oracle
+        self.before = self.before or oracle
+        for name, values in (("oracle", oracle), ("reward", reward)):
+            if values:
+                yield name, float(np.mean(values))
+                yield f"{name}_sem", standard_error(values)
+        yield "invalid_share", 1 - len(reward) / len(oracle)
+
+    def gain(self) -> dict[str, Any]:
+        """`oracle_before`, `oracle_after` and the 95% interval of their paired difference, `oracle_gain_ci95`."""
+        if self.before is None or self.after is None:
+            return {}
+        apart = np.subtract(self.after, self.before)
+        half = Z95 * standard_error(apart)
+        return {
+            "oracle_before": float(np.mean(self.before)),
+            "oracle_after": float(np.mean(self.after)),
+            "oracle_gain_ci95": [float(apart.mean() - half), float(apart.mean() + half)],
+        }
+
+    def _chunk(self, state: Any, first: int) -> Rewards:
+        """Rewards of the edits of some requests; the last chunk is filled up with requests that do not count."""
+        task = self.task
+        rows = [min(row, len(self.requests) - 1) for row in range(first, first + CHUNK)]
+        batch = load_batch([self.requests[row] for row in rows], task.size)
+        encoded = task.encode(batch, PHASE)
+        latents, _ = task.sample(
+            state.params, encoded, task.sample_keys(batch, PHASE, 1), ode_plan(task.settings.sampler_steps)
+        )
+        real = min(CHUNK, len(self.requests) - first)
+        return self.reward(task.edits(batch, task.decode(encoded, latents))[:real])
