@@ -1,0 +1,71 @@
+"""The held-out evaluation with an editor of given edits: nothing at first, then the exact targets."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from spatialreward_jax.data.editworld import write_requests
+from spatialreward_jax.data.pipeline import EditorSize
+from spatialreward_jax.io.images import read_image
+from spatialreward_jax.recipes import heldout
+from spatialreward_jax.recipes.flow_grpo import FlowGRPO
+from spatialreward_jax.reward.backends import GuardsBackend, WeightedReward
+
+
+class GivenEditor:
+    """What `HeldoutEdits` needs of a task; the state says whether it edits."""
+
+    def __init__(self, index):
+        rows = [json.loads(line) for line in index.read_text().splitlines()]
+        self.targets = {row["input_images"][0]: index.parent / row["output_image"] for row in rows}
+        self.reward = WeightedReward({"guards": GuardsBackend()}, {"guards": 1.0})
+        self.size = EditorSize(64 * 64, 2048, multiple=8)
+        self.settings = types.SimpleNamespace(sampler_steps=2)
+        self.batches_seen = []
+
+    def encode(self, batch, phase):
+        self.batches_seen.append(len(batch))
+        return batch
+
+    def sample(self, params, encoded, keys, plan):
+        return params, None
+
+    def sample_keys(self, batch, phase, group):
+        assert group == 1
+        return jax.random.key(0)
+
+    def decode(self, batch, edits):
+        if not edits:
+            return [sources[0] for sources in batch.sources]
+        paths = [self.targets[f"images/{request.images[0].name}"] for request in batch.requests]
+        return [read_image(path) for path in paths]
+
+    edits = FlowGRPO.edits
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_requests(tmp_path_factory.mktemp("world") / "heldout", "validation", 5, 0)
+
+
+def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, monkeypatch):
+    monkeypatch.setattr(heldout, "CHUNK", 2)
+    task = GivenEditor(index)
+    evaluator = heldout.HeldoutEdits(task, str(index))
+    assert evaluator.gain() == {}
+    state = lambda edits: types.SimpleNamespace(params=edits)
+    first = dict(evaluator(state(False), 0))
+    assert task.batches_seen == [2, 2, 2], "the last chunk is filled up"
+    last = dict(evaluator(state(True), 1))
+    gain = evaluator.gain()
+    assert len(evaluator.before) == len(evaluator.after) == 5
+    assert gain["oracle_before"] == pytest.approx(first["oracle"]) and first["oracle"] < 0.7
+    assert gain["oracle_after"] == pytest.approx(last["oracle"]) and last["oracle"] > 0.9
+    apart = np.subtract(evaluator.after, evaluator.before)
+    half = 1.96 * apart.std(ddof=1) / np.sqrt(5)
+    assert gain["oracle_gain_ci95"] == pytest.approx([apart.mean() - half, apart.mean() + half])
+    assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
+    assert first["invalid_share"] == 0
