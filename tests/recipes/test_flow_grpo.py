@@ -4,7 +4,9 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +151,38 @@ def test_numbers_that_are_not_finite_stop_the_run_and_leave_the_last_good_state(
     ):
         train.run(task, train.Settings(steps=3, checkpoint_every=1), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(goldens, data, tmp_path):
+    smallest = {"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}, "updates_per_phase": 1}
+    smallest |= {"window_steps": 1, "window_span": (0.0, 1.0)}
+    settings = train.Settings(steps=3, checkpoint_every=2)
+
+    def start(workdir, first):
+        """first: number of the judge's next answer; a phase asks for eight."""
+        task = make(goldens, data, workdir, lambda n: varied(n + first), **smallest)
+        task.recompute = False  # one program fewer to compile
+        return task
+
+    whole, stopped = start(tmp_path / "whole", 0), start(tmp_path / "parts", 0)
+    train.run(whole, settings, tmp_path / "whole")
+    step = stopped.step
+
+    def interrupted(state, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch)
+
+    stopped.step = interrupted
+    assert train.run(stopped, settings, tmp_path / "parts") is None, "stopped after its first phase"
+    assert train.run(start(tmp_path / "parts", 8), settings, tmp_path / "parts")["steps"] == 3
+    files = sorted(path.name for path in (tmp_path / "whole/adapter").glob("*.safetensors"))
+    assert len(files) == 2
+    for name in files:
+        a, b = (load_file(tmp_path / run / "adapter" / name) for run in ("whole", "parts"))
+        assert a.keys() == b.keys() and any(x.any() for name, x in a.items() if "lora_B" in name)
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 @pytest.mark.slow
