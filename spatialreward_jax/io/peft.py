@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.layout import Layout
-from spatialreward_jax.io.weights import Entry, flatten, some, unflatten
+from spatialreward_jax.io.weights import Entry, flatten, some, unflatten, write_tensors
 from spatialreward_jax.mesh import on_host
 
 PEFT_PREFIX = "base_model.model."
@@ -233,7 +232,7 @@ def write_peft(
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", tensors)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
@@ -246,4 +245,4 @@ def write_diffusers(folder: str | pathlib.Path, adapters: Any, spec: LoRASpec, e
     config = {"r": spec.rank, "lora_alpha": spec.alpha, "target_modules": _targets(spec, tensors, DIFFUSERS_PREFIX)}
     packed = json.dumps({DIFFUSERS_PREFIX + name: value for name, value in config.items()}, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / DIFFUSERS_FILE, metadata={"format": "pt", DIFFUSERS_METADATA: packed})
+    write_tensors(folder / DIFFUSERS_FILE, tensors, {DIFFUSERS_METADATA: packed})

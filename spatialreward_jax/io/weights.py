@@ -282,11 +282,22 @@ def save_params(
             shard[name] = np.ascontiguousarray(layout.save(value[layer] if entry.stacked else value))
             if name == files[where[name]]:  # the last one of its file
                 if first:
-                    save_file(shard, folder / where[name], metadata={"format": "pt"})
+                    write_tensors(folder / where[name], shard)
                 shard = {}
     if first and len(files) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def write_tensors(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes one safetensors file, marked as PyTorch's loaders want it, with the mode of any new file (the library's
+    own is 0600, which the other users of a shared folder cannot read)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(mode)
 
 
 def _share_out(sizes: Mapping[str, int], stem: str, limit: int) -> tuple[dict[str, str], dict[str, str]]:

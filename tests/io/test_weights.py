@@ -53,6 +53,8 @@ def test_saving_what_was_loaded_is_bit_exact(tmp_path, max_shard_bytes):
     save_file(tensors, tmp_path / "model.safetensors")
     params = load_params(CheckpointFiles.open(tmp_path), ENTRIES, ABSTRACT)
     save_params(tmp_path / "again", params, ENTRIES, max_shard_bytes=max_shard_bytes)
+    (plain := tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "again").glob("*.safetensors")} == {plain.stat().st_mode}
     files = sorted((tmp_path / "again").glob("*.safetensors"))
     assert (len(files) > 1) == (max_shard_bytes == 1000)
     again = {name: tensor for file in files for name, tensor in load_file(file).items()}
