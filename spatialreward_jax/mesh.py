@@ -71,6 +71,34 @@ def shardings(abstract: Any, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
+def serving_mesh(mesh: Mesh, abstract: Any, rules: Rules) -> Mesh:
+    """The devices of a mesh, laid out so that a net's weights stay where they are while it decodes.
+
+    Decoding reads every weight once for each token. What is split over `fsdp` would be sent to all devices each time;
+    what is split over `tensor` stays, and only the activations of the new tokens travel. So the devices of `fsdp` and
+    `tensor` become one `tensor` axis, as long as it may be for every row of the net's table to divide: the key heads
+    (8 in all published Qwen3-VL sizes) set the bound. Devices beyond that go to `data`: they hold a copy of the
+    weights and decode rows of their own, so that no head is cut and no device decodes what another does.
+
+    Args:
+      mesh: of the run. abstract: the net's parameters as shapes. rules: its table.
+
+    Raises:
+      ValueError: as `shardings`.
+    """
+    share = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    for tensor in (n for n in range(share, 0, -1) if share % n == 0):
+        laid = make_mesh(-1, 1, tensor, devices=mesh.devices.flatten())
+        try:
+            shardings(abstract, rules, laid)
+        except ValueError:
+            if tensor == 1:
+                raise
+            continue
+        break
+    return laid
+
+
 def batch_sharding(mesh: Mesh, batch: int) -> NamedSharding:
     """Sharding of an array whose leading axis is a batch of this size; replicated if it does not divide."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

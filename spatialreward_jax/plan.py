@@ -106,7 +106,9 @@ def compile_all(
         nets=editor_nets(
             folder_of(config.editor, "editor"), mesh, dtype=config.dtype, spec=settings.lora, layers=layers
         ),
-        judge=judge_net(folder_of(judge.model, "judge"), mesh, dtype=judge.dtype, layers=layers),
+        judge=judge_net(
+            folder_of(judge.model, "judge"), mesh, dtype=judge.dtype, quantize=judge.quantize or None, layers=layers
+        ),
         settings=settings,
         request=request or Request(*config.data.default_size),
         decoding=Decoding(max_new_tokens=judge.max_new_tokens),

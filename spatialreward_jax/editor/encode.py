@@ -97,11 +97,12 @@ def encode_text(
         raise InputError(f"a text of {longest} tokens, the editor has {positions} positions: shorten the instruction")
     tokens, mask = place_batch(nets.mesh, tokens), place_batch(nets.mesh, mask)
     with jax.set_mesh(nets.mesh):
-        return _text(nets.text.graph, nets.text.params, tokens, mask), mask
+        return text_features(nets.text.graph, nets.text.params, tokens, mask), mask
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _text(graph, params, tokens, mask):
+def text_features(graph: nnx.GraphDef, params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """The text tower's program: int32 [B, L] and bool [B, L] -> [B, L, D], see `models.qwen2_5_text`."""
     return nnx.merge(graph, params)(tokens, mask)
 
 
@@ -119,14 +120,15 @@ def encode_images(nets: EditorNets, sources: Sequence[Sequence[np.ndarray]], key
         own = jax.vmap(jax.random.fold_in)(keys[pad_batch(rows, count)], pad_batch(slots, count))
         batch = place_batch(nets.mesh, pad_batch(images, count))
         with jax.set_mesh(nets.mesh):
-            latents = on_host(_encode_images(nets.vae.graph, nets.vae.params, batch, own))
+            latents = on_host(latents_of_images(nets.vae.graph, nets.vae.params, batch, own))
         for row, slot, latent in zip(rows, slots, latents):
             out[row][slot] = latent
     return out
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_images(graph, params, images, keys):
+def latents_of_images(graph: nnx.GraphDef, params: dict, images: jax.Array, keys: jax.Array) -> jax.Array:
+    """The autoencoder's program: uint8 [B, H, W, 3], keys [B] -> posterior samples float32 [B, H / 8, W / 8, C]."""
     vae = nnx.merge(graph, params)
     mean, logvar = vae.encode(images.astype(jnp.float32) / 127.5 - 1)
     noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
@@ -142,14 +144,15 @@ def decode(nets: EditorNets, latents: jax.Array, sizes: Sequence[tuple[int, int]
         rows = unpack(latents[indices], shape[0] // nets.multiple, shape[1] // nets.multiple, patch)
         batch = place_batch(nets.mesh, pad_batch(rows, image_batch(nets.mesh, shape, len(indices))))
         with jax.set_mesh(nets.mesh):
-            images = on_host(_decode(nets.vae.graph, nets.vae.params, batch))
+            images = on_host(images_of_latents(nets.vae.graph, nets.vae.params, batch))
         for index, image in zip(indices, images):
             out[index] = image
     return out
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, params, latents):
+def images_of_latents(graph: nnx.GraphDef, params: dict, latents: jax.Array) -> jax.Array:
+    """The autoencoder's other program: float32 [B, H / 8, W / 8, C] -> uint8 [B, H, W, 3]."""
     vae = nnx.merge(graph, params)
     image = vae.decode(vae.from_latent(latents)) / 2 + 0.5
     return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)

@@ -49,7 +49,7 @@ def measure(program: Program, run: Run, topology: Topology) -> tuple[dict[str, A
     A program that the compiler finds too large for the chip gives a row that does not fit, and no outputs.
     """
     start = time.monotonic()
-    with jax.set_mesh(run.nets.mesh):
+    with jax.set_mesh(run.mesh_of(program)):
         traced = program.fn.trace(*program.args)
         lowered = traced.lower()
         traced_in = time.monotonic() - start
@@ -131,7 +131,7 @@ def _cache(program: Program, run: Run) -> int:
     """Bytes per chip of [L, B, S, K, H] arrays, rows and key heads split where they divide."""
     if program.cache is None:
         return 0
-    mesh, shape = run.nets.mesh, program.cache[0].shape
+    mesh, shape = run.mesh_of(program), program.cache[0].shape
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     split = (parts if shape[1] % parts == 0 else 1) * (
         mesh.shape["tensor"] if shape[3] % mesh.shape["tensor"] == 0 else 1

@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spatialreward_jax.editor.nets import EditorNets, Net
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.io.pretrained import ASSETS, abstract_net, read_json, resolve
-from spatialreward_jax.mesh import Rules, shardings
+from spatialreward_jax.mesh import Rules, serving_mesh, shardings
 from spatialreward_jax.models import autoencoder_kl, lora, omnigen2, qwen2_5_text, qwen3_vl
+from spatialreward_jax.models.layers import quantize_linears
 from spatialreward_jax.reward.loading import JudgeNet
 
 PUBLISHED = ASSETS / "published"
@@ -81,14 +83,22 @@ def editor_nets(
     )
 
 
-def judge_net(folder: pathlib.Path, mesh: Mesh, *, dtype: Any, layers: int | None = None) -> JudgeNet:
-    """A judge as `reward.loading.load_judge` lays it out; arguments and errors as in `editor_nets`."""
+def judge_net(
+    folder: pathlib.Path, mesh: Mesh, *, dtype: Any, quantize: str | None = None, layers: int | None = None
+) -> JudgeNet:
+    """A judge as `reward.loading.load_judge` lays it out for serving.
+
+    Arguments and errors as in `editor_nets`; `quantize` as in `load_judge`.
+    """
+    check_format(quantize)
     dtype = jnp.dtype(dtype or jnp.bfloat16)
     config = qwen3_vl.Qwen3VLConfig.from_dict(read_json(folder / "config.json"))
     if layers:
         vision = dataclasses.replace(config.vision, layers=layers, taps=tuple(range(min(layers, 3))))
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=layers), vision=vision)
-    build = lambda rngs: qwen3_vl.Qwen3VL(config, rngs=rngs, dtype=dtype)
+    finish = quantize_linears if quantize else lambda model: model
+    build = lambda rngs: finish(qwen3_vl.Qwen3VL(config, rngs=rngs, dtype=dtype))
+    mesh = serving_mesh(mesh, abstract_net(build)[1], qwen3_vl.SHARDING)
     graph, base = _net(build, qwen3_vl.SHARDING, mesh, dtype)
     graphs = lora.Graphs(graph, graph)
     return JudgeNet(config, dtype, folder, "planned", base, None, graphs, mesh, eos=(0,), pad=0)

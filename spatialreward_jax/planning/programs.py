@@ -51,6 +51,10 @@ class Run:
             "judge": self.judge.base,
         }
 
+    def mesh_of(self, program: "Program") -> jax.sharding.Mesh:
+        """Where a program runs: the judge's devices are laid out in their own way."""
+        return self.judge.mesh if "judge" in program.uses else self.nets.mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -99,7 +103,7 @@ def _encode_text(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     prompts, length = run.settings.prompts, run.request.text_tokens()[0]
     rows = [inputs.array(run.nets.mesh, (prompts, length), dtype) for dtype in (jnp.int32, jnp.bool_)]
     net = run.nets.text
-    return Program("encode_text", editor_encode._text, (net.graph, net.params, *rows), ("text tower",), 1)
+    return Program("encode_text", editor_encode.text_features, (net.graph, net.params, *rows), ("text tower",), 1)
 
 
 def _encode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
@@ -109,7 +113,7 @@ def _encode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     pixels = inputs.array(run.nets.mesh, (count, request.height, request.width, 3), jnp.uint8)
     keys = jax.ShapeDtypeStruct((count,), inputs.KEY, sharding=whole(run.nets.mesh))
     args = (net.graph, net.params, pixels, keys)
-    return Program("encode_images", editor_encode._encode_images, args, ("autoencoder",), -(-images // count))
+    return Program("encode_images", editor_encode.latents_of_images, args, ("autoencoder",), -(-images // count))
 
 
 def _rollout(run: Run, jitted: Programs, outputs: Outputs) -> Program:
@@ -128,7 +132,7 @@ def _decode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     sides = (request.height // net.config.downscale, request.width // net.config.downscale)
     latents = inputs.array(run.nets.mesh, (count, *sides, net.config.latent_channels), jnp.float32)
     args = (net.graph, net.params, latents)
-    return Program("decode_images", editor_encode._decode, args, ("autoencoder",), -(-images // count))
+    return Program("decode_images", editor_encode.images_of_latents, args, ("autoencoder",), -(-images // count))
 
 
 def _judge(run: Run) -> tuple[VLM, Any, tuple[int, int]]:

@@ -68,7 +68,7 @@ class RewardModel:
             model: folder in Hugging Face layout, or `embedded`.
             adapter: PEFT folder to put on top.
             dtype: of parameters and activations; by default bfloat16 on accelerators, float32 on CPU.
-            mesh: from `make_mesh`; by default the first device alone.
+            mesh: from `make_mesh`, laid out by `mesh.serving_mesh`; by default the first device alone.
             pixel_policy: eval, server, sft or rl, see `reward.pixels`.
             templates: shipped set or folder; by default what the judge's `judge.json` names, else `default`.
             parsing, aggregation: see `reward.parsing` and `reward.aggregate`.
@@ -93,7 +93,7 @@ class RewardModel:
         decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
         choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)
-        net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh, quantize=quantize)
+        net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh, quantize=quantize, serving=True)
         return cls(VLM(net, processor, decoding, model=str(model), limits=limits), **choices)
 
     @property

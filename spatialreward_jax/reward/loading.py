@@ -15,7 +15,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
-from spatialreward_jax.mesh import make_mesh, place_whole
+from spatialreward_jax.mesh import make_mesh, place_whole, serving_mesh
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.layers import quantize_linears
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, entries, ignored
@@ -57,6 +57,7 @@ def load_judge(
     mesh: jax.sharding.Mesh | None = None,
     scratch: int | None = None,
     quantize: str | None = None,
+    serving: bool = False,
 ) -> JudgeNet:
     """Reads config, weights and adapter.
 
@@ -69,6 +70,7 @@ def load_judge(
         quantize: "int8" keeps the kernels of all linear layers as int8 (`io.int8`), made so while they are read. The
             embedding and the head stay: quantised, a head errs in the very numbers that scores are read from, and
             where it is tied to the embedding there is one table for both.
+        serving: lay the mesh's devices out for decoding, see `mesh.serving_mesh`; False keeps them for training.
 
     Raises:
         InputError: another architecture, weights or adapter that do not fit, or nothing there.
@@ -81,7 +83,10 @@ def load_judge(
     eos, pad = _end_tokens(folder, raw)
     finish = quantize_linears if quantize else lambda model: model
     table, build = entries(config), lambda rngs: finish(Qwen3VL(config, rngs=rngs, dtype=dtype))
-    spec, adapters = read_adapter(adapter, table, abstract_net(build)[1]) if adapter else (None, None)
+    abstract = abstract_net(build)[1]
+    spec, adapters = read_adapter(adapter, table, abstract) if adapter else (None, None)
+    if serving:
+        mesh = serving_mesh(mesh, abstract, SHARDING)
     place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"), scratch=scratch)
     _, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
     graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)

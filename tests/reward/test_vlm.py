@@ -43,9 +43,8 @@ def asked(golden):
 
 
 def vlm(folder, decoding, limits=SMALL, mesh=None, adapter=None):
-    return VLM(
-        load_judge(folder, mesh=mesh, adapter=adapter), Processor(folder), decoding, model="golden", limits=limits
-    )
+    net = load_judge(folder, mesh=mesh, adapter=adapter, serving=True)
+    return VLM(net, Processor(folder), decoding, model="golden", limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +126,7 @@ def test_adapter(folder, asked, greedy, tmp_path):
 @pytest.mark.slow
 def test_mesh_of_eight_gives_the_same_answers(folder, asked, greedy):
     spread = vlm(folder, Decoding(max_new_tokens=32), SMALL, make_mesh(2, 2, 2))
+    assert dict(spread.net.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}, "two key heads"
     assert spread.answer(asked * 2) == greedy.answer(asked * 2)
 
 
