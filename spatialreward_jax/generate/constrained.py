@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import automaton
 from spatialreward_jax.generate.automaton import Place
-from spatialreward_jax.generate.decode import Answer, Decode
+from spatialreward_jax.generate.decode import Decode, keys_of, read, unfinished, write
 from spatialreward_jax.generate.sampling import Sampler
 from spatialreward_jax.generate.token_tables import Tables
 
@@ -29,75 +29,52 @@ TENS = (1, 2)
 """First digits of a score that a second one may follow."""
 
 
-class ConstrainedAnswer(NamedTuple):
-    """B answers."""
+class Progress(NamedTuple):
+    """What decoding under a grammar adds to the state of B rows."""
 
-    answer: Answer
-    """As of `generate`; `logp` is 0 for forced tokens and `raw_logp` 0 too, since no logits are made for them."""
-    passes: jax.Array
-    """int32 [], passes of the net after the prefill."""
+    place: Place
     expected: jax.Array
     """float32 [B, SCORES], see `score_expectation`; NaN where none was asked for."""
 
 
-class _Loop(NamedTuple):
-    decode: Decode
-    place: Place
-    logits: jax.Array
-    passes: jax.Array
-    expected: jax.Array
+def under_grammar(state: Decode, nodes: jax.Array) -> Decode:
+    """A state from `begin` whose rows start from nodes int32 [B]; `max_new` is at least their `reserve` (`check_room`).
+
+    In its answers `logp` is 0 for forced tokens and `raw_logp` 0 too, since no logits are made for them.
+    """
+    unknown = jnp.full((nodes.shape[0], SCORES), jnp.nan, jnp.float32)
+    return state._replace(grammar=Progress(automaton.start(nodes), unknown))
 
 
 def generate_constrained(
     extend: ModelExtend,
     params: Any,
-    logits: jax.Array,
     state: Decode,
     *,
     tables: Tables,
-    nodes: jax.Array,
     sampler: Sampler,
     eos: Sequence[int],
     expected: bool = False,
     stride: int = 8,
-) -> tuple[ConstrainedAnswer, Decode]:
-    """Decodes until every row's text is complete, which `max_new` tokens always suffice for.
+    enough: jax.Array | int | None = None,
+) -> Decode:
+    """As `generate`, under a grammar: every row ends with a complete text, which `max_new` tokens always suffice for.
 
     Args:
       extend: the net.
       params: its parameters.
-      logits: [B, V] of the first new token, from prefill.
-      state: from `begin`; donate it.
+      state: from `under_grammar`, `insert` or an earlier call; donate it.
       tables: the grammar, compiled with `eos`.
-      nodes: int32 [B], node that each row starts from; `max_new` is at least its `reserve` (see `check_room`).
       sampler: how tokens are chosen among those that are allowed.
       eos: ids of end tokens.
       expected: also compute `score_expectation` at each scored number, by `len(TENS)` more passes for each.
       stride: most tokens of a row in one pass.
-
-    Returns:
-      The answers, and the last state, into which the donated one went.
+      enough: int32 [], rows that are done when it returns; by default all.
     """
-    batch = nodes.shape[0]
     one = functools.partial(
         _round, extend, params, tables=tables, sampler=sampler, eos=tuple(eos), expected=expected, stride=stride
     )
-    loop = _Loop(
-        state,
-        automaton.start(nodes),
-        logits.astype(jnp.float32),
-        jnp.zeros((), jnp.int32),
-        jnp.full((batch, SCORES), jnp.nan, jnp.float32),
-    )
-    loop = jax.lax.while_loop(_running, one, loop)
-    state = loop.decode
-    answer = Answer(state.tokens, state.logp, state.raw_logp, state.length, state.done & (state.length > 0))
-    return ConstrainedAnswer(answer, loop.passes, loop.expected), state
-
-
-def _running(loop: _Loop) -> jax.Array:
-    state = loop.decode
-    return (~state.done & (state.length < state.tokens.shape[1])).any()
+    return jax.lax.while_loop(lambda state: unfinished(state, enough), one, state)
 
 
 def check_room(tables: Tables, nodes: Sequence[int], max_new: int) -> None:
@@ -110,78 +87,63 @@ def check_room(tables: Tables, nodes: Sequence[int], max_new: int) -> None:
         )
 
 
-def _round(extend, params, loop: _Loop, *, tables, sampler, eos, expected, stride) -> _Loop:
+def _round(extend, params, state: Decode, *, tables, sampler, eos, expected, stride) -> Decode:
     """One choice per row, the forced tokens behind it, and a pass that reads them."""
-    state, place = loop.decode, loop.place
-    batch = state.token.shape[0]
-    ends = jnp.asarray(eos, jnp.int32)
-    must = automaton.forced(tables, place)
-    means, cache, passes = loop.expected, state.cache, loop.passes
     if expected:
-        field = automaton.field_of(tables, place)
-        scored = jnp.where((place.width == 0) & ~state.done & (must < 0), field.scored, -1)
-        peek = functools.partial(_peek, extend, params, tables, place, loop.logits)
-        skip = lambda cache: (jnp.zeros((batch,), jnp.float32), cache)
-        mean, cache = jax.lax.cond((scored >= 0).any(), peek, skip, cache)
-        passes += len(TENS) * (scored >= 0).any()
-        means = jnp.where(scored[:, None] == jnp.arange(SCORES), mean[:, None], means)
+        state = _expect(extend, params, tables, state)
+    place, ends = state.grammar.place, jnp.asarray(eos, jnp.int32)
+    batch, must = state.done.shape[0], automaton.forced(tables, state.grammar.place)
     left = state.tokens.shape[1] - state.length
-    keys = jax.vmap(jax.random.fold_in)(state.keys, state.length)
-    picked = sampler.pick(loop.logits, state.seen, keys, automaton.allowed(tables, place, left))
-    token = jnp.where(must >= 0, must, picked.token)
+    picked = sampler.pick(state.logits, state.seen, keys_of(state), automaton.allowed(tables, place, left))
     chosen = must < 0
-    write = functools.partial(_write, tables, ends, sampler.needs_seen)
+    token = jnp.where(chosen, picked.token, must)
+    put = functools.partial(_write, tables, ends, sampler)
     logp = (jnp.where(chosen, picked.logp, 0), jnp.where(chosen, picked.raw_logp, 0))
-    fed = jnp.zeros((batch, stride), jnp.int32)
-    state, place, fed, count = write(state, place, fed, jnp.zeros((batch,), jnp.int32), token, ~state.done, logp)
+    none = jnp.zeros((batch,), jnp.int32)
+    state, fed, count = put(state, jnp.zeros((batch, stride), jnp.int32), none, token, ~state.done, logp)
 
     def more(_, carry):
-        state, place, fed, count = carry
-        must = automaton.forced(tables, place)
-        return write(state, place, fed, count, must, (must >= 0) & ~state.done & (count > 0), (0.0, 0.0))
+        state, fed, count = carry
+        must = automaton.forced(tables, state.grammar.place)
+        return put(state, fed, count, must, (must >= 0) & ~state.done & (count > 0), (0.0, 0.0))
 
-    state, place, fed, count = jax.lax.fori_loop(1, stride, more, (state, place, fed, count))
+    state, fed, count = jax.lax.fori_loop(1, stride, more, (state, fed, count))
     reads = jnp.where(state.done, 0, count)
     at = jnp.maximum(reads - 1, 0)
 
-    def wide(cache):
-        return extend(params, fed, at, reads, cache)
-
-    def narrow(cache):
-        return extend(params, fed[:, :1], at, reads, cache)
-
-    def read(cache):
+    def step(cache):
+        wide = lambda cache: extend(params, fed, at, reads, cache)
+        narrow = lambda cache: extend(params, fed[:, :1], at, reads, cache)
         return jax.lax.cond((reads > 1).any(), wide, narrow, cache)
 
-    going = ~state.done.all()
-    logits, cache = jax.lax.cond(going, read, lambda cache: (loop.logits, cache), cache)
-    return _Loop(state._replace(cache=cache), place, logits, passes + going, means)
+    return read(state, step)
 
 
-def _write(tables, ends, needs_seen, state, place, fed, count, token, on, logp):
-    """Writes one token of each row where `on`, at the row's own end."""
-    rows, slot = jnp.arange(token.shape[0]), jnp.where(on, state.length, state.tokens.shape[1])
-    put = lambda to, value: to.at[rows, slot].set(value, mode="drop")
-    token = jnp.where(on, token, 0)
-    seen = state.seen
-    if needs_seen:
-        seen = seen.at[rows, jnp.where(on, token, seen.shape[1])].set(True, mode="drop")
-    new = automaton.advance(tables, place, token)
-    place = jax.tree.map(lambda a, b: jnp.where(on.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, place)
+def _write(tables, ends, sampler, state, fed, count, token, on, logp):
+    """Writes one token of each row where `on`, moves the row on in the grammar and puts the token up for reading."""
+    rows, token = jnp.arange(token.shape[0]), jnp.where(on, token, 0)
+    new = automaton.advance(tables, state.grammar.place, token)
+    kept = lambda a, b: jnp.where(on.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+    place = jax.tree.map(kept, new, state.grammar.place)
+    state = write(state, token, on, *logp, sampler=sampler, ends=ends)
     fed = fed.at[rows, jnp.where(on, count, fed.shape[1])].set(token, mode="drop")
-    ended = on & (token[:, None] == ends).any(axis=-1)
-    length = state.length + on
-    state = state._replace(
-        step=jnp.maximum(state.step, length.max()),
-        token=jnp.where(on, token, state.token),
-        done=state.done | ended,
-        tokens=put(state.tokens, token),
-        logp=put(state.logp, logp[0]),
-        raw_logp=put(state.raw_logp, logp[1]),
-        length=length,
-        seen=seen,
+    return state._replace(grammar=state.grammar._replace(place=place)), fed, count + on
+
+
+def _expect(extend, params, tables, state: Decode) -> Decode:
+    """Notes the expectation of the scores that begin at some rows."""
+    place, means = state.grammar
+    field = automaton.field_of(tables, place)
+    choice = automaton.forced(tables, place) < 0
+    scored = jnp.where((place.width == 0) & ~state.done & choice, field.scored, -1)
+    some = (scored >= 0).any()
+    peek = functools.partial(_peek, extend, params, tables, place, state.logits)
+    skip = lambda cache: (jnp.zeros(scored.shape, jnp.float32), cache)
+    mean, cache = jax.lax.cond(some, peek, skip, state.cache)
+    means = jnp.where(scored[:, None] == jnp.arange(SCORES), mean[:, None], means)
+    return state._replace(
+        passes=state.passes + len(TENS) * some, cache=cache, grammar=state.grammar._replace(expected=means)
     )
-    return state, place, fed, count + on
 
 
 def score_expectation(first: jax.Array, second: jax.Array, tables: Tables) -> jax.Array:

@@ -16,14 +16,14 @@ ModelStep = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class Decode(NamedTuple):
-    """Everything that changes while decoding."""
+    """Everything that changes while decoding. Rows are independent: each may have begun at another time."""
 
-    step: jax.Array
-    """int32 [], tokens written."""
-    token: jax.Array
-    """int32 [B], next input."""
+    passes: jax.Array
+    """int32 [], passes of the net after the prompts were read."""
+    logits: jax.Array
+    """float32 [B, V], of each row's next token."""
     done: jax.Array
-    """bool [B]."""
+    """bool [B], True where an answer has ended and where none was begun."""
     tokens: jax.Array
     """int32 [B, max_new], the padding token after a row's end token."""
     logp: jax.Array
@@ -34,9 +34,11 @@ class Decode(NamedTuple):
     """int32 [B], tokens of the answer, its end token included."""
     seen: jax.Array
     """bool [B, V], tokens of prompt and answer; [B, 0] if no rule reads it."""
-    keys: jax.Array
-    """Key [B], one stream per row."""
+    seeds: jax.Array
+    """uint32 [B], one stream of draws per row."""
     cache: Any
+    grammar: Any = None
+    """Where the rows stand in a grammar, `constrained.Progress`; None where there is none."""
 
 
 class Answer(NamedTuple):
@@ -50,13 +52,13 @@ class Answer(NamedTuple):
 
 
 def begin(
+    logits: jax.Array,
     cache: Any,
     prompt: jax.Array,
     length: jax.Array,
     seeds: jax.Array,
     *,
     sampler: Sampler,
-    vocab: int,
     max_new: int,
     pad: int = 0,
     active: jax.Array | None = None,
@@ -64,95 +66,125 @@ def begin(
     """State after prefill, before the first new token.
 
     Args:
+      logits: [B, V] of the first new token.
       cache: what the net made of the prompts.
       prompt: int32 [B, T], right-padded.
       length: int32 [B], real tokens of the prompts.
       seeds: int or uint32 [B]; the draws of a row follow from its seed and the number of the token alone.
       sampler: as given to `generate`.
-      vocab: V.
       max_new: room for new tokens.
       pad: stands after a row's end.
       active: bool [B], False for rows that only fill up the batch; they are done from the start.
     """
-    batch = prompt.shape[0]
+    batch, vocab = logits.shape
     seen = jnp.zeros((batch, vocab if sampler.needs_seen else 0), bool)
     if sampler.needs_seen:
         real = jnp.arange(prompt.shape[1]) < length[:, None]
         seen = seen.at[jnp.arange(batch)[:, None], jnp.where(real, prompt, vocab)].set(True, mode="drop")
     return Decode(
-        step=jnp.zeros((), jnp.int32),
-        token=jnp.full((batch,), pad, jnp.int32),
+        passes=jnp.zeros((), jnp.int32),
+        logits=logits.astype(jnp.float32),
         done=jnp.zeros((batch,), bool) if active is None else ~active,
         tokens=jnp.full((batch, max_new), pad, jnp.int32),
         logp=jnp.zeros((batch, max_new), jnp.float32),
         raw_logp=jnp.zeros((batch, max_new), jnp.float32),
         length=jnp.zeros((batch,), jnp.int32),
         seen=seen,
-        keys=jax.vmap(jax.random.key)(seeds),
+        seeds=jnp.asarray(seeds).astype(jnp.uint32),
         cache=cache,
     )
+
+
+def insert(state: Decode, new: Decode, rows: jax.Array, cache: Any) -> Decode:
+    """Puts the N rows of `new` into rows [N] of `state`, whose answers are forgotten; `cache` holds them already.
+
+    A row beyond those of `state` is dropped.
+    """
+    put = lambda old, new: old.at[rows].set(new, mode="drop") if old.ndim else old
+    merged = jax.tree.map(put, state._replace(cache=None), new._replace(cache=None))
+    return merged._replace(cache=cache)
 
 
 def generate(
     model_step: ModelStep,
     params: Any,
-    logits: jax.Array,
     state: Decode,
     *,
     sampler: Sampler,
     eos: Sequence[int],
     pad: int = 0,
-) -> tuple[Answer, Decode]:
-    """Decodes until every row has met an end token or `max_new` tokens are written; jit it with `state` donated.
+    enough: jax.Array | int | None = None,
+) -> Decode:
+    """Decodes until `enough` rows have met an end token or `max_new` tokens; jit it with `state` donated.
+
+    A state that comes back before all rows are done can be given other rows (`insert`) and goes on where it stood.
 
     Args:
       model_step: the net.
       params: its parameters.
-      logits: [B, V] of the first new token, from prefill.
-      state: from `begin`.
+      state: from `begin`, `insert` or an earlier call.
       sampler: how tokens are chosen.
       eos: ids of end tokens.
       pad: as given to `begin`.
-
-    Returns:
-      The answers, and the last state, into which the donated one went.
+      enough: int32 [], by default all rows.
     """
-    max_new = state.tokens.shape[1]
     ends = jnp.asarray(tuple(eos), jnp.int32)
-    write = functools.partial(_write, sampler=sampler, ends=ends, pad=pad)
-
-    def running(state: Decode) -> jax.Array:
-        return (state.step < max_new) & ~state.done.all()
 
     def one(state: Decode) -> Decode:
-        logits, cache = model_step(params, state.token, state.cache)
-        return write(state._replace(cache=cache), logits)
+        picked = sampler.pick(state.logits, state.seen, keys_of(state))
+        token = jnp.where(state.done, pad, picked.token)
+        state = write(state, token, ~state.done, picked.logp, picked.raw_logp, sampler=sampler, ends=ends)
+        return read(state, functools.partial(model_step, params, token))
 
-    state = jax.lax.while_loop(running, one, write(state, logits))
+    return jax.lax.while_loop(lambda state: unfinished(state, enough), one, state)
+
+
+def answers(state: Decode, eos: Sequence[int]) -> Answer:
+    """What stands in a state."""
     last = jnp.take_along_axis(state.tokens, jnp.maximum(state.length - 1, 0)[:, None], axis=1)
-    finished = (state.length > 0) & (last == ends).any(axis=-1)
-    return Answer(state.tokens, state.logp, state.raw_logp, state.length, finished), state
+    finished = (state.length > 0) & (last == jnp.asarray(tuple(eos), jnp.int32)).any(axis=-1)
+    return Answer(state.tokens, state.logp, state.raw_logp, state.length, finished)
 
 
-def _write(state, logits, *, sampler, ends, pad):
-    """Chooses one token per row from logits [B, V] and writes it down."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
-    picked = sampler.pick(logits, state.seen, keys)
-    token = jnp.where(state.done, pad, picked.token)
-    put = lambda to, value: to.at[:, state.step].set(jnp.where(state.done, 0, value))
+def unfinished(state: Decode, enough: jax.Array | int | None) -> jax.Array:
+    """bool []: whether fewer than `enough` rows are done."""
+    return state.done.sum() < (state.done.shape[0] if enough is None else enough)
+
+
+def keys_of(state: Decode) -> jax.Array:
+    """Key [B] of each row's next draw."""
+    return jax.vmap(lambda seed, place: jax.random.fold_in(jax.random.key(seed), place))(state.seeds, state.length)
+
+
+def write(
+    state: Decode, token: jax.Array, on: jax.Array, logp: jax.Array, raw_logp: jax.Array, *, sampler: Sampler, ends
+) -> Decode:
+    """Writes down one token of each row where `on`, at the row's own end; the row is done at an end token or if full.
+
+    All arrays are [B]; `ends` is int32 [number of end tokens].
+    """
+    rows, room = jnp.arange(token.shape[0]), state.tokens.shape[1]
+    put = lambda to, value: to.at[rows, jnp.where(on, state.length, room)].set(value, mode="drop")
     seen = state.seen
     if sampler.needs_seen:
-        seen = seen.at[jnp.arange(len(token)), token].set(True)
+        seen = seen.at[rows, jnp.where(on, token, seen.shape[1])].set(True, mode="drop")
+    length = state.length + on
+    ended = on & ((token[:, None] == ends).any(axis=-1) | (length == room))
     return state._replace(
-        step=state.step + 1,
-        token=token,
-        done=state.done | (token[:, None] == ends).any(axis=-1),
-        tokens=state.tokens.at[:, state.step].set(token),
-        logp=put(state.logp, picked.logp),
-        raw_logp=put(state.raw_logp, picked.raw_logp),
-        length=state.length + ~state.done,
+        done=state.done | ended,
+        tokens=put(state.tokens, token),
+        logp=put(state.logp, logp),
+        raw_logp=put(state.raw_logp, raw_logp),
+        length=length,
         seen=seen,
     )
+
+
+def read(state: Decode, step: Callable[[Any], tuple[jax.Array, Any]]) -> Decode:
+    """`step(cache) -> (logits [B, V], cache)`, unless all rows are done."""
+    going = ~state.done.all()
+    logits, cache = jax.lax.cond(going, step, lambda cache: (state.logits, cache), state.cache)
+    return state._replace(logits=logits.astype(jnp.float32), cache=cache, passes=state.passes + going)
 
 
 def bucket(size: int, *, least: int = 64, most: int | None = None) -> int:

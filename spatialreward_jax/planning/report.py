@@ -41,7 +41,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     sent = sum(kind["bytes"] for kind in row["collectives_per_chip"].values())
     return (
         *first,
-        *(gib(name) for name in ("weights", "optimizer", "temporaries", "cache_in_temporaries", "beside")),
+        *(gib(name) for name in ("weights", "optimizer", "temporaries", "cache", "beside")),
         f"{row['code_bytes'] / 2**20:.1f}",
         f"{row['tflop']['total']:.0f}",
         f"{row['hbm_bytes_moved_per_chip'] / 1e9:.1f}",

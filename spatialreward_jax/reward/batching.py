@@ -1,13 +1,17 @@
-"""Which images and questions run together, so that few shapes are compiled and every image is encoded once.
+"""Which images and questions run together, so that few shapes are compiled and nothing is read twice.
 
 Host code on numbers alone. Questions that share images (the SC and PQ streams of an edit, the edits of one source) land
-in one pass, whose images are encoded first and then shown to all its questions.
+in one pass, whose images are encoded first and then shown to all its questions. In a pass, questions wait for slots of
+a decoding loop; where several begin alike (the edits of one source), that beginning is read once.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from spatialreward_jax.generate import bucket
+
+SPREAD = 4
+"""A run's longest prompt is at most this much longer than its shortest: all its slots have room for the longest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +23,26 @@ class Limits:
         patches: vision patches encoded together; an image with more is encoded alone.
         images: images whose features are kept on the devices at a time.
         prompt: tokens of a prompt, image tokens included.
+        tokens: of prompts that are read together; a longer prompt is read alone.
+        beginnings: of prompts kept at a time for the questions that share them; 0: none is shared.
+        stride: tokens of a row that one pass of the net reads where the grammar forces them.
     """
 
     batch: int = 16
     patches: int = 16384
     images: int = 256
     prompt: int = 24576
+    tokens: int = 16384
+    beginnings: int = 8
+    stride: int = 8
 
 
 LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Questions (indices) decoded together: `rows` >= their number, prompts padded to `length` tokens."""
+class Beginnings:
+    """Beginnings of prompts that are read together: of `questions` (one for each), padded to `rows` and `length`."""
 
     questions: tuple[int, ...]
     rows: int
@@ -40,21 +50,57 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Questions (indices) whose prompts are read in programs of one shape, as many at a time as slots are free.
+
+    Attributes:
+        length: tokens that they are padded to. rows: the most that are read together.
+        beginnings: what they go on behind, and `which` of these each; None where whole prompts are read.
+    """
+
+    questions: tuple[int, ...]
+    length: int
+    rows: int
+    beginnings: Beginnings | None = None
+    which: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Questions that go through `rows` slots with room for prompts of `length` tokens, part after part."""
+
+    rows: int
+    length: int
+    parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Pass:
-    """Images (indices), each padded to `patches`, encoded `rows` at a time into `slots` >= their number; batches."""
+    """Images (indices), each padded to `patches`, encoded `rows` at a time into `slots` >= their number; runs."""
 
     images: tuple[int, ...]
     patches: int
     rows: int
     slots: int
-    batches: tuple[Batch, ...]
+    runs: tuple[Run, ...]
 
 
-def plan(lengths: Sequence[int], shown: Sequence[Sequence[int]], patches: Sequence[int], limits: Limits) -> list[Pass]:
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """Tokens of a prompt, of which the first `begin` are those of every prompt with an equal `key`."""
+
+    whole: int
+    begin: int = 0
+    key: Hashable = None
+
+
+def plan(
+    lengths: Sequence[Length], shown: Sequence[Sequence[int]], patches: Sequence[int], limits: Limits
+) -> list[Pass]:
     """Passes that cover every question once.
 
     Args:
-        lengths: tokens of each question.
+        lengths: of each question.
         shown: images of each question, as indices into `patches`.
         patches: patches of each image.
         limits: largest shapes.
@@ -94,19 +140,76 @@ def _groups(shown: Sequence[Sequence[int]], images: int) -> list[list[int]]:
     return list(groups.values())
 
 
-def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[int], limits: Limits) -> Pass:
+def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[Length], limits: Limits) -> Pass:
     slots = power_of_two(len(images))
     rows = max(1, min(slots, limits.patches // size))
     rows = 1 << (rows.bit_length() - 1)
-    by_length: dict[int, list[int]] = {}
+    runs: list[list[int]] = []
+    for question in sorted(questions, key=lambda q: -lengths[q].whole):
+        if not runs or lengths[runs[-1][0]].whole > SPREAD * lengths[question].whole:
+            runs.append([])
+        runs[-1].append(question)
+    return Pass(tuple(images), size, rows, slots, tuple(_run(sorted(run), lengths, limits) for run in runs))
+
+
+def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run:
+    """Shared beginnings first, each held while its own questions wait; then whole prompts, the longest first."""
+    room = bucket(max(lengths[question].whole for question in questions), most=limits.prompt)
+    tables: dict[int, list[list[int]]] = {}
+    for group in _alike(questions, lengths) if limits.beginnings else ():
+        tables.setdefault(_begin_bucket(lengths[group[0]].begin), []).append(group)
+    parts = []
+    for length, groups in tables.items():
+        count = max(1, min(limits.beginnings, limits.tokens // length))
+        for start in range(0, len(groups), count):
+            parts += _behind(groups[start : start + count], length, lengths, limits)
+    shared = {question for part in parts for question in part.questions}
+    whole: dict[int, list[int]] = {}
     for question in questions:
-        by_length.setdefault(bucket(lengths[question], most=limits.prompt), []).append(question)
-    batches = []
-    for length, members in sorted(by_length.items()):
-        for start in range(0, len(members), limits.batch):
-            part = tuple(members[start : start + limits.batch])
-            batches.append(Batch(part, min(power_of_two(len(part)), limits.batch), length))
-    return Pass(tuple(images), size, rows, slots, tuple(batches))
+        if question not in shared:
+            whole.setdefault(bucket(lengths[question].whole, most=limits.prompt), []).append(question)
+    for length, members in sorted(whole.items(), reverse=True):
+        parts.append(Part(tuple(members), length, _rows(length, limits)))
+    return Run(min(power_of_two(len(questions)), limits.batch), room, tuple(parts))
+
+
+def _alike(questions: Sequence[int], lengths: Sequence[Length]) -> list[list[int]]:
+    """Groups of questions that begin alike, where reading the beginning once reads fewer tokens, padding included."""
+    groups: dict[Hashable, list[int]] = {}
+    for question in questions:
+        if lengths[question].begin:
+            groups.setdefault(lengths[question].key, []).append(question)
+
+    def saved(group: list[int]) -> int:
+        saved = sum(bucket(lengths[q].whole) - bucket(lengths[q].whole - lengths[q].begin) for q in group)
+        return saved - _begin_bucket(lengths[group[0]].begin)
+
+    return [group for group in groups.values() if len(group) > 1 and saved(group) > 0]
+
+
+def _behind(groups: list[list[int]], length: int, lengths: Sequence[Length], limits: Limits) -> list[Part]:
+    """Parts of some groups whose beginnings are kept together, padded to `length`."""
+    beginnings = Beginnings(tuple(group[0] for group in groups), power_of_two(len(groups)), length)
+    rests: dict[int, list[tuple[int, int]]] = {}
+    for which, group in enumerate(groups):
+        for question in group:
+            rest = lengths[question].whole - lengths[question].begin
+            rests.setdefault(bucket(rest, most=limits.prompt), []).append((question, which))
+    parts = []
+    for rest, members in sorted(rests.items(), reverse=True):
+        behind, which = zip(*members)
+        parts.append(Part(behind, rest, _rows(length + rest, limits), beginnings, which))
+    return parts
+
+
+def _rows(length: int, limits: Limits) -> int:
+    """The largest power of two of prompts that are read together."""
+    rows = max(1, min(limits.batch, limits.tokens // length))
+    return 1 << (rows.bit_length() - 1)
+
+
+def _begin_bucket(length: int) -> int:
+    return bucket(length, least=16)
 
 
 def power_of_two(count: int) -> int:

@@ -4,15 +4,17 @@ import functools
 import json
 import re
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatialreward_jax import generate
 from spatialreward_jax.data import editworld
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.generate import begin, check_room, compile_grammar, generate_constrained, make_sampler, text_of
+from spatialreward_jax.generate import check_room, compile_grammar, make_sampler, text_of
 from spatialreward_jax.generate.token_tables import token_bytes
 from spatialreward_jax.io.huggingface import load_tokenizer
 from spatialreward_jax.io.pretrained import resolve
@@ -52,15 +54,24 @@ def net(params, tokens, at, keep, cache):
     return noise[kind_of(seed, place, last)] + pull * jax.nn.one_hot(target, VOCAB), cache + keep
 
 
+class Out(NamedTuple):
+    """Answers of all rows, passes of the net, expected scores."""
+
+    answer: generate.Answer
+    passes: jax.Array
+    expected: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=("sampler", "max_new", "expected"))
 def run(params, tables, nodes, *, sampler, max_new, expected):
     _, seed, _, _ = params
     rows, zero = nodes.shape[0], jnp.zeros(nodes.shape, jnp.int32)
-    how = {"sampler": sampler, "vocab": VOCAB, "max_new": max_new, "pad": PAD}
-    state = begin(zero, jnp.zeros((rows, 1), jnp.int32), zero, seed, **how)
     first, _ = net(params, jnp.zeros((rows, 1), jnp.int32), zero, zero, zero - 1)
-    how = {"tables": tables, "nodes": nodes, "sampler": sampler, "eos": EOS, "expected": expected}
-    return generate_constrained(net, params, first, state, **how)[0]
+    how = {"sampler": sampler, "max_new": max_new, "pad": PAD}
+    state = generate.begin(first, zero, jnp.zeros((rows, 1), jnp.int32), zero, seed, **how)
+    how = {"tables": tables, "sampler": sampler, "eos": EOS, "expected": expected}
+    state = generate.generate_constrained(net, params, generate.under_grammar(state, nodes), **how)
+    return Out(generate.answers(state, EOS), state.passes, state.grammar.expected)
 
 
 def answers(tokenizer, seeds, streams, *, wanted=None, pull=0.0, sampler=GREEDY, max_new=MAX_NEW, expected=True):

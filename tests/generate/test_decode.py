@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.generate import begin, bucket, generate, make_sampler, text_of
+from spatialreward_jax.generate import answers, begin, bucket, generate, insert, make_sampler, text_of
 
 VOCAB, END, PAD = 12, 11, 10
 
@@ -24,27 +24,22 @@ def counting_table():
 
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
-def run(table, logits, state, *, sampler):
-    return generate(table_step, table, logits, state, sampler=sampler, eos=(END,), pad=PAD)
+def run(table, state, enough, *, sampler):
+    return generate(table_step, table, state, sampler=sampler, eos=(END,), pad=PAD, enough=enough)
+
+
+def begun(table, starts, seeds, *, sampler, max_new=8, active=None):
+    prompt, length = jnp.array(starts, jnp.int32)[:, None], jnp.ones(len(starts), jnp.int32)
+    how = {"sampler": sampler, "max_new": max_new, "pad": PAD, "active": active}
+    return begin(table[prompt[:, 0]], jnp.zeros((), jnp.int32), prompt, length, np.array(seeds), **how)
 
 
 def decode(table, starts, *, sampler=None, seeds=None, max_new=8, active=None):
     sampler = sampler or make_sampler()
-    prompt = jnp.array(starts, jnp.int32)[:, None]
-    seeds = np.arange(len(starts)) if seeds is None else np.array(seeds)
-    length = jnp.ones(len(starts), jnp.int32)
-    state = begin(
-        jnp.zeros((), jnp.int32),
-        prompt,
-        length,
-        seeds,
-        sampler=sampler,
-        vocab=VOCAB,
-        max_new=max_new,
-        pad=PAD,
-        active=active,
-    )
-    return run(table, table[prompt[:, 0]], state, sampler=sampler)
+    seeds = np.arange(len(starts)) if seeds is None else seeds
+    state = begun(table, starts, seeds, sampler=sampler, max_new=max_new, active=active)
+    state = run(table, state, len(starts), sampler=sampler)
+    return answers(state, (END,)), state
 
 
 def test_rows_end_on_their_own():
@@ -60,16 +55,45 @@ def test_rows_end_on_their_own():
 
 def test_stops_when_all_rows_are_done():
     answer, state = decode(counting_table(), [9, 8])
-    assert int(state.step) == 3 and int(state.cache) == 2
+    assert int(state.passes) == int(state.cache) == 2
     assert answer.finished.all()
 
 
 def test_filling_rows_are_done_from_the_start():
     answer, state = decode(counting_table(), [9, 1], active=jnp.array([True, False]))
-    assert int(state.step) == 2
+    assert int(state.passes) == 1
     np.testing.assert_array_equal(answer.tokens[1], PAD)
     np.testing.assert_array_equal(answer.length, [2, 0])
     np.testing.assert_array_equal(answer.finished, [True, False])
+
+
+@pytest.mark.parametrize(
+    "sampler", [make_sampler(), make_sampler(temperature=1.0), make_sampler(repetition_penalty=2.0)]
+)
+def test_rows_that_came_later_answer_the_same(sampler):
+    """Two slots, five requests: whoever waits gets the first slot that is free, and nobody's answer changes."""
+    table = 3 * jax.random.normal(jax.random.key(4), (VOCAB, VOCAB)) + counting_table()
+    starts, seeds = [1, 7, 9, 4, 8], [5, 6, 7, 8, 9]
+    alone, _ = decode(table, starts, sampler=sampler, seeds=seeds, max_new=12)
+    assert len(set(map(int, alone.length))) > 2  # slots do not end together
+    state = begun(table, starts[:2], seeds[:2], sampler=sampler, max_new=12)
+    holds, waiting, order = [0, 1], [2, 3, 4], []
+    while any(one is not None for one in holds):
+        state = run(table, state, 1 if waiting else 2, sampler=sampler)
+        found = jax.device_get(answers(state, (END,)))
+        for slot, one in enumerate(holds):
+            if one is None or not state.done[slot]:
+                continue
+            order.append(one)
+            np.testing.assert_array_equal(found.tokens[slot], alone.tokens[one])
+            np.testing.assert_allclose(found.logp[slot], alone.logp[one], rtol=1e-5)
+            np.testing.assert_allclose(found.raw_logp[slot], alone.raw_logp[one], rtol=1e-5)
+            assert found.length[slot] == alone.length[one] and found.finished[slot] == alone.finished[one]
+            holds[slot] = waiting.pop(0) if waiting else None
+            if holds[slot] is not None:
+                new = begun(table, [starts[holds[slot]]] * 2, [seeds[holds[slot]]] * 2, sampler=sampler, max_new=12)
+                state = insert(state, new, jnp.array([slot, 2]), state.cache)  # the second row has no place: dropped
+    assert sorted(order) == [0, 1, 2, 3, 4] != order
 
 
 def test_rows_depend_on_their_seed_alone():

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.generate import begin, generate, make_sampler
+from spatialreward_jax.generate import answers, begin, generate, make_sampler
 from spatialreward_jax.io.weights import CheckpointFiles, check_table, flatten, load_params, save_params
 from spatialreward_jax.mesh import make_mesh, shardings
 from spatialreward_jax.models import qwen3_vl
@@ -90,10 +90,11 @@ def prefill(graph, params, patches, grid, prompt, slots):
     return model.logits(hidden), cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
-def decode(graph, params, logits, state, eos):
+@functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
+def decode(graph, params, state, eos):
     step = lambda params, token, cache: nnx.merge(graph, params).next_logits(token, cache)
-    return generate(step, params, logits, state, sampler=make_sampler(), eos=eos, pad=PAD)
+    state = generate(step, params, state, sampler=make_sampler(), eos=eos, pad=PAD)
+    return answers(state, eos), state
 
 
 def batch_rows(arrays):
@@ -180,10 +181,9 @@ def test_greedy_decoding_matches_reference(loaded, batch, arrays, ending):
     logits, cache = prefill(*loaded, *batch, 112)
     assert error(logits, arrays["batch_last_logits"]) < TOLERANCE
     prompt = batch[2]
-    state = begin(
-        cache, prompt.tokens, prompt.length, np.arange(2), sampler=make_sampler(), vocab=2080, max_new=32, pad=PAD
-    )
-    answer, _ = decode(*loaded, logits, state, (int(arrays["early_eos"]),) if ending else END)
+    seeds = np.arange(2)
+    state = begin(logits, cache, prompt.tokens, prompt.length, seeds, sampler=make_sampler(), max_new=32, pad=PAD)
+    answer, _ = decode(*loaded, state, (int(arrays["early_eos"]),) if ending else END)
     if ending:
         want = arrays["batch_generated_early_eos"]
         np.testing.assert_array_equal(answer.tokens[:, : want.shape[1]], want)
@@ -272,6 +272,39 @@ def test_cache_equals_full_forward(config, loaded, images, arrays, chunks):
     np.testing.assert_array_equal(cache.length, start[2].length + 4)
 
 
+def test_rows_are_read_into_a_cache_that_is_in_use(config, loaded, images, arrays):
+    """Prompts behind beginnings, read into some slots, go on as whole ones do; the other slots keep what they hold."""
+    graph, params = loaded
+    patches, grid, prompt = pack(config, images, batch_rows(arrays), [[0, 1], [1]])
+    run = jax.jit(lambda params, call, *args: call(nnx.merge(graph, params), *args), static_argnums=1)
+    features = run(params, lambda model, *given: model.images(*given), patches, grid)
+    slots = prompt.tokens.shape[1] + 8
+    want, whole = run(params, lambda model, p, f: model.prefill(p, f, slots), prompt, features)
+    begins = [21, 5]  # behind the first image, behind the first words
+    start = qwen3_vl.cut_prompts(prompt, [0, 0], begins, 24)
+    rest = qwen3_vl.cut_prompts(prompt, begins, prompt.length, int(max(prompt.length - begins)) + 3)
+
+    def read(model, start, rest, features):
+        before = model.prefill(start, features, 24)[1]
+        cache = qwen3_vl.empty_cache(config.text, 4, slots, jnp.float32)
+        cache = cache.replace(k=cache.k + 1, length=cache.length + 7)
+        which, rows = jnp.array([1, 0, 0]), jnp.array([2, 0, 4])  # the last one has no place
+        order = lambda x, axis=0: jnp.take(x, which, axis)
+        some = rest.replace(**{n: order(getattr(rest, n), int(n == "positions")) for n in vars(rest)})
+        return model.admit(some, features, cache, rows, (before, which))
+
+    hidden, cache = run(params, read, start, rest, features)
+    assert error(hidden[:2], want[::-1]) < TOLERANCE
+    for slot, row in ((2, 1), (0, 0)):
+        real = slice(0, int(prompt.length[row]))
+        assert error(cache.k[:, slot, real], whole.k[:, row, real]) < TOLERANCE
+        assert error(cache.v[:, slot, real], whole.v[:, row, real]) < TOLERANCE
+        assert (cache.length[slot], cache.delta[slot]) == (whole.length[row], whole.delta[row])
+    assert (cache.k[:, 1] == 1).all() and (cache.k[:, 3] == 1).all() and cache.length[3] == 7
+    with pytest.raises(InputError, match="longer than its bucket"):
+        qwen3_vl.cut_prompts(prompt, [0, 0], begins, 20)
+
+
 def test_text_alone(config, loaded):
     graph, params = loaded
     rows = [[5, 6, 7, 8], [9, 10]]
@@ -301,8 +334,8 @@ def test_decoding_on_a_mesh(loaded, batch, arrays):
     tokens, length = batch[2].tokens, batch[2].length
     with jax.set_mesh(mesh):
         logits, cache = prefill(graph, placed, *batch, 112)
-        state = begin(cache, tokens, length, np.arange(2), sampler=make_sampler(), vocab=2080, max_new=32, pad=PAD)
-        answer, _ = decode(graph, placed, logits, state, END)
+        state = begin(logits, cache, tokens, length, np.arange(2), sampler=make_sampler(), max_new=32, pad=PAD)
+        answer, _ = decode(graph, placed, state, END)
     np.testing.assert_array_equal(answer.tokens, arrays["batch_generated"])
 
 

@@ -1,49 +1,111 @@
-"""Every question once, every image once, few shapes."""
+"""Every question once, every image once, every beginning once, few shapes."""
 
+import dataclasses
 import random
 
-from spatialreward_jax.reward.batching import LIMITS, Limits, plan, power_of_two
+from spatialreward_jax.generate import bucket
+from spatialreward_jax.reward.batching import LIMITS, SPREAD, Length, Limits, plan, power_of_two
 
 
 def covered(passes):
-    return sorted(q for one in passes for batch in one.batches for q in batch.questions)
+    return sorted(q for one in passes for run in one.runs for part in run.parts for q in part.questions)
 
 
-def test_a_group_is_one_pass():
-    """One source, eight edits: nine images, sixteen questions, two prompt lengths."""
+def whole(*lengths):
+    return [Length(length) for length in lengths]
+
+
+def test_a_group_is_one_run():
+    """One source, eight edits: nine images, sixteen questions, whose SC prompts all begin with the source."""
     shown = [s for edit in range(1, 9) for s in ((0, edit), (edit,))]
-    passes = plan([500, 300] * 8, shown, [256] * 9, LIMITS)
-    assert len(passes) == 1
-    assert passes[0].images == tuple(range(9)) and (passes[0].rows, passes[0].slots, passes[0].patches) == (16, 16, 256)
-    assert [(batch.rows, batch.length, len(batch.questions)) for batch in passes[0].batches] == [
-        (8, 384, 8),
-        (8, 512, 8),
+    lengths = [length for edit in range(8) for length in (Length(500, 300, "source"), Length(300, 5, "words"))]
+    (one,) = plan(lengths, shown, [256] * 9, LIMITS)
+    assert one.images == tuple(range(9)) and (one.rows, one.slots, one.patches) == (16, 16, 256)
+    (run,) = one.runs
+    assert (run.rows, run.length) == (16, 512)
+    edits, pictures = run.parts
+    assert edits.questions == tuple(range(0, 16, 2)) and edits.length == 256 and edits.which == (0,) * 8
+    assert (edits.beginnings.questions, edits.beginnings.rows, edits.beginnings.length) == ((0,), 1, 384)
+    assert pictures.questions == tuple(range(1, 16, 2)) and pictures.length == 384 and pictures.beginnings is None
+    (alone,) = plan(lengths, shown, [256] * 9, dataclasses.replace(LIMITS, beginnings=0))
+    assert [(part.length, part.beginnings) for part in alone.runs[0].parts] == [(512, None), (384, None)]
+
+
+def test_beginnings_are_shared_where_that_reads_fewer_tokens():
+    shown = [(0,)] * 7
+    parts = lambda lengths: plan(lengths, shown[: len(lengths)], [64], LIMITS)[0].runs[0].parts
+    for lengths in (
+        [Length(190, 60, "a"), Length(190, 60, "b")],  # nothing in common
+        [Length(190, 60, "a"), Length(190, 60, "a")],  # 2 * (192 - 192) saved
+        [Length(66, 3, "a"), Length(66, 3, "a")][:1],  # alone
+    ):
+        assert all(part.beginnings is None for part in parts(lengths))
+    (two,) = parts([Length(190, 70, name) for name in "abab"])
+    assert two.beginnings.questions == (0, 1) and two.which == (0, 0, 1, 1) and two.questions == (0, 2, 1, 3)
+    mixed = parts([Length(190, 70, "a")] * 2 + [Length(500, 200, "b")] * 3 + whole(300, 126))
+    assert [(part.beginnings and part.beginnings.length, part.length) for part in mixed] == [
+        (96, 128),
+        (256, 384),
+        (None, 384),
+        (None, 128),
     ]
-    assert covered(passes) == list(range(16))
+
+
+def test_a_long_prompt_does_not_make_room_in_the_slots_of_short_ones():
+    passes = plan(whole(5000, 100, 4000, 120, 900), [(0,)] * 5, [64], LIMITS)
+    runs = [([q for part in run.parts for q in part.questions], run.length) for run in passes[0].runs]
+    assert runs == [([0, 2], 6144), ([4], 1024), ([1, 3], 128)]
 
 
 def test_random_requests_keep_the_promises():
     rng = random.Random(0)
-    limits = Limits(batch=4, patches=1024, images=8, prompt=2048)
+    limits = Limits(batch=4, patches=1024, images=8, prompt=2048, tokens=3000, beginnings=2)
+    shared = 0
     for _ in range(200):
         patches = [rng.choice((4, 64, 100, 900, 5000)) for _ in range(rng.randint(1, 30))]
         shown = [
             tuple(rng.randrange(len(patches)) for _ in range(rng.randint(1, 3))) for _ in range(rng.randint(1, 40))
         ]
-        lengths = [rng.randint(1, 2048) for _ in shown]
+        begins = {key: rng.randrange(0, 700) for key in "abc"}
+        lengths = [
+            Length(begins[key] + rng.randint(1, 1300), begins[key], key) for key in rng.choices("abc", k=len(shown))
+        ]
         passes = plan(lengths, shown, patches, limits)
         assert covered(passes) == list(range(len(shown)))
         for one in passes:
             assert len(one.images) <= one.slots == power_of_two(one.slots) and one.slots % one.rows == 0
             assert len(one.images) <= limits.images and one.rows * one.patches <= max(limits.patches, one.patches)
             assert all(patches[image] <= one.patches for image in one.images) and one.patches % 4 == 0
-            for batch in one.batches:
-                assert 1 <= len(batch.questions) <= batch.rows <= limits.batch
-                for question in batch.questions:
-                    assert lengths[question] <= batch.length and set(shown[question]) <= set(one.images)
+            for run in one.runs:
+                inside = [q for part in run.parts for q in part.questions]
+                assert 1 <= run.rows <= limits.batch and run.rows <= power_of_two(len(inside))
+                assert max(lengths[q].whole for q in inside) <= SPREAD * min(lengths[q].whole for q in inside)
+                for part in run.parts:
+                    behind = part.beginnings.length if part.beginnings else 0
+                    assert part.rows == power_of_two(part.rows) <= limits.batch
+                    assert part.rows == 1 or part.rows * (part.length + behind) <= limits.tokens
+                    for place, question in enumerate(part.questions):
+                        length = lengths[question]
+                        assert length.whole <= run.length and set(shown[question]) <= set(one.images)
+                        assert length.whole - (length.begin if behind else 0) <= part.length
+                        if behind:
+                            source = part.beginnings.questions[part.which[place]]
+                            assert lengths[source].key == length.key and length.begin <= behind
+                    if behind:
+                        shared += 1
+                        assert len(part.beginnings.questions) <= part.beginnings.rows <= limits.beginnings
+                _check_saving(run, lengths)
+    assert shared > 50
+
+
+def _check_saving(run, lengths):
+    read = sum(len(part.questions) * part.length for part in run.parts)
+    tables = {id(part.beginnings): part.beginnings for part in run.parts if part.beginnings}
+    read += sum(len(table.questions) * table.length for table in tables.values())
+    assert read <= sum(bucket(lengths[q].whole) for part in run.parts for q in part.questions)
 
 
 def test_images_are_shared_across_sizes():
     """A small edit of a large source: the edit is encoded once, in the large bucket, for both its questions."""
-    passes = plan([100, 50, 60, 30], [(0, 1), (1,), (2, 3), (3,)], [1000, 64, 64, 64], LIMITS)
+    passes = plan(whole(100, 50, 60, 30), [(0, 1), (1,), (2, 3), (3,)], [1000, 64, 64, 64], LIMITS)
     assert [(one.images, one.patches) for one in passes] == [((0, 1), 1024), ((2, 3), 64)]

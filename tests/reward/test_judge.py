@@ -87,9 +87,9 @@ def test_embedded_judge_answers_in_its_own_identity():
     assert all(score.raw_sc or score.errors for score in scores)
     assert scores[0].identity.model == "embedded" and scores[0].identity.template.startswith("compact@")
     assert scores[0].identity.decoding == "greedy max16"
-    shapes = set(model.answerer.shapes)
+    shapes = set(model.answerer.engine.shapes)
     assert [score.to_json() for score in model.score(edits)] == [score.to_json() for score in scores]
-    assert model.answerer.shapes == shapes
+    assert model.answerer.engine.shapes == shapes
 
 
 def test_check_names_the_edit():
@@ -103,7 +103,7 @@ def test_check_names_the_edit():
     ):
         with pytest.raises(InputError, match=re.escape(why)):
             model.check([good, bad])
-    assert not model.answerer.shapes
+    assert not model.answerer.engine.shapes
 
 
 def test_no_edits():

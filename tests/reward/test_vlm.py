@@ -71,23 +71,23 @@ def test_an_answer_depends_on_its_question_alone(asked, greedy):
 
 def test_every_image_is_encoded_once(asked, greedy, monkeypatch):
     rows = []
-    encode = greedy._encode
+    encode = greedy.engine.encode
 
     def counted(adapters, base, table, images, start):
         rows.append(len(images[0]))
         return encode(adapters, base, table, images, start)
 
-    monkeypatch.setattr(greedy, "_encode", counted)
+    monkeypatch.setattr(greedy.engine, "encode", counted)
     greedy.answer(asked * 2)
     assert rows == [2]
 
 
 def test_compilations_are_bounded_by_buckets(asked, greedy):
     greedy.answer(asked)
-    before = set(greedy.shapes)
+    before = set(greedy.engine.shapes)
     for _ in range(2):
         greedy.answer(asked[::-1])
-    assert greedy.shapes == before
+    assert greedy.engine.shapes == before
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_sampled_answers_ignore_their_neighbours(folder, asked):
     pair = [asked[1], Question(asked[0].images[:1], "Rate the image.", "pq")]  # of one length bucket, so in one batch
     both = sampled.answer(pair)
     assert sampled.answer(pair[::-1]) == both[::-1] and sampled.answer(pair[1:]) == both[1:]
-    assert both[0] != both[1] and len(sampled.shapes) == 4
+    assert both[0] != both[1] and len(sampled.engine.shapes) == 2 * 4  # two sizes of four programs
     assert sampled.decoding == "t1 p0.9 k50 s3 r1.1 max8"
 
 
@@ -137,7 +137,7 @@ def test_refused_before_compilation(folder, asked, tmp_path):
     with pytest.raises(InputError, match="more than 40"):
         small.check(asked[0])
     small.check(Question(asked[1].images, "ok", "pq"))
-    assert not small.shapes
+    assert not small.engine.shapes
     with pytest.raises(InputError, match="temperature"):
         Decoding(temperature=-1.0).sampler()
     with pytest.raises(InputError, match="max_new_tokens"):

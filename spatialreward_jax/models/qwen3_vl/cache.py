@@ -49,14 +49,31 @@ def extend_layer(k: jax.Array, v: jax.Array, layer: jax.Array, start: jax.Array)
     return attend
 
 
-def fill_layer(k: jax.Array, v: jax.Array, layer: jax.Array, positions: jax.Array) -> Attend:
-    """-> causal `attend` of a prompt that also writes its T tokens to the first slots of k, v [L, B, S, K, H]."""
+def admit_layer(
+    k: jax.Array,
+    v: jax.Array,
+    layer: jax.Array,
+    rows: jax.Array,
+    start: jax.Array,
+    before: tuple[jax.Array, jax.Array] | None = None,
+) -> Attend:
+    """-> causal `attend` of N prompts that also writes them to rows [N] of k, v [L, B, S, K, H]; it hands these out.
+
+    `before`: keys and values [N, P, K, H] of this layer that the prompts go on behind, of which start [N] are real. A
+    row beyond those of k is dropped.
+    """
 
     def attend(q, new_k, new_v):
-        at = (layer, 0, 0, 0, 0)
-        wide_k = _placed(jax.lax.dynamic_update_slice(k, new_k[None].astype(k.dtype), at))
-        wide_v = _placed(jax.lax.dynamic_update_slice(v, new_v[None].astype(v.dtype), at))
-        return attention(q, new_k, new_v, positions=positions), (wide_k, wide_v)
+        slots = start[:, None] + jnp.arange(q.shape[1])  # N T
+        if before is not None:
+            room = ((0, 0), (0, q.shape[1]), (0, 0), (0, 0))
+            each = jnp.arange(q.shape[0])[:, None]
+            join = lambda old, new: jnp.pad(old.astype(new.dtype), room).at[each, slots].set(new)
+            new_k, new_v = join(before[0], new_k), join(before[1], new_v)
+        width = min(new_k.shape[1], k.shape[2])
+        put = lambda to, new: to.at[layer, rows, :width].set(new[:, :width].astype(to.dtype), mode="drop")
+        wide_k, wide_v = _placed(put(k, new_k)), _placed(put(v, new_v))
+        return attention(q, new_k, new_v, positions=slots), (wide_k, wide_v)
 
     return attend
 

@@ -15,7 +15,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.kernels.attention import attention
 from spatialreward_jax.mesh import BATCH, constrain
 from spatialreward_jax.models.layers import Embedding, RMSNorm, scan_blocks, stack_blocks
-from spatialreward_jax.models.qwen3_vl.cache import KVCache, empty_cache, extend_layer, fill_layer
+from spatialreward_jax.models.qwen3_vl.cache import KVCache, admit_layer, empty_cache, extend_layer
 from spatialreward_jax.models.qwen3_vl.config import Qwen3VLConfig
 from spatialreward_jax.models.qwen3_vl.positions import Prompt, VisionGrid
 from spatialreward_jax.models.qwen3_vl.vision import VisionFeatures, VisionTower
@@ -107,16 +107,37 @@ class Qwen3VL(nnx.Module):
             raise InputError(
                 f"a cache of {slots} slots is too small for prompts padded to {length} tokens: ask for more"
             )
+        return self.admit(prompt, features, empty_cache(self.config.text, batch, slots, self.dtype), jnp.arange(batch))
+
+    def admit(
+        self,
+        prompt: Prompt,
+        features: VisionFeatures | None,
+        cache: KVCache,
+        rows: jax.Array,
+        before: tuple[KVCache, jax.Array] | None = None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Reads N prompts into rows of a cache, over what stood there -> hidden of their last tokens [N, D], cache.
+
+        Args:
+          prompt: N prompts, or what comes behind their beginnings.
+          features: of their images.
+          cache: of B rows; donate it.
+          rows: int32 [N]; a prompt with a row beyond B is dropped.
+          before: the cache of some beginnings, read by `prefill`, and int32 [N], the one that each prompt goes on from.
+        """
         x, deep = self.inputs(prompt.tokens, prompt.image_index, features)
-        causal = jnp.broadcast_to(jnp.arange(length), (batch, length))
-        cache = empty_cache(self.config.text, batch, slots, self.dtype)
+        start = jnp.zeros_like(prompt.length) if before is None else before[0].length[before[1]]
 
         def attend(k, v, layer):
-            return fill_layer(k, v, layer, causal)
+            known = before and tuple(x[layer][before[1]] for x in (before[0].k, before[0].v))
+            return admit_layer(k, v, layer, rows, start, known)
 
         x, k, v = self._cached(x, deep, prompt.positions, cache, attend)
         last = jnp.take_along_axis(x, (prompt.length - 1)[:, None, None], axis=1)[:, 0]
-        return self.norm(last), KVCache(k, v, prompt.length, prompt.delta)
+        put = lambda to, new: to.at[rows].set(new, mode="drop")
+        length, delta = put(cache.length, start + prompt.length), put(cache.delta, prompt.delta)
+        return self.norm(last), KVCache(k, v, length, delta)
 
     def extend(self, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Reads T more text tokens [B, T] of each row, one after another -> hidden [B, T, D], cache."""

@@ -190,3 +190,21 @@ def pack_prompts(
         if features:
             index[b, :count][is_image] = np.concatenate(features)
     return Prompt(tokens, index, positions, np.array([len(p) for p in prompts], np.int32), delta)
+
+
+def cut_prompts(prompt: Prompt, start: Sequence[int], stop: Sequence[int], length: int) -> Prompt:
+    """Tokens start..stop [B] of each prompt, right-padded to `length`; `delta` stays that of the whole prompts.
+
+    Raises:
+      InputError: a stretch is longer than `length`.
+    """
+    batch = len(prompt.length)
+    tokens, index = np.zeros((batch, length), np.int32), np.full((batch, length), -1, np.int32)
+    positions = np.zeros((3, batch, length), np.int32)
+    for b, (first, last) in enumerate(zip(start, stop, strict=True)):
+        if last - first > length:
+            raise InputError(f"prompt {b}: a stretch of {last - first} tokens is longer than its bucket of {length}")
+        here = slice(0, last - first)
+        tokens[b, here], index[b, here] = prompt.tokens[b, first:last], prompt.image_index[b, first:last]
+        positions[:, b, here] = prompt.positions[:, b, first:last]
+    return Prompt(tokens, index, positions, np.subtract(stop, start).astype(np.int32), prompt.delta)
