@@ -120,7 +120,7 @@ def _memory(program: Program, run: Run, topology: Topology, analysis: Any) -> di
         "data": max(arguments - weights - optimizer, 0),
         "outputs": output,
         "temporaries": analysis.temp_size_in_bytes,
-        "cache_in_temporaries": _cache(program, run),
+        "cache": _cache(program, run),
         "beside": beside,
         "total": total,
         "capacity": topology.chip.usable,

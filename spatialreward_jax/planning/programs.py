@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.editor import encode as editor_encode
 from spatialreward_jax.editor.nets import EditorNets
+from spatialreward_jax.mesh import batch_sharding
 from spatialreward_jax.models import qwen3_vl
 from spatialreward_jax.planning import inputs
 from spatialreward_jax.planning.flops import DEFAULT, Counting
@@ -17,10 +19,14 @@ from spatialreward_jax.planning.nets import placed, whole
 from spatialreward_jax.planning.recipe_cost import guided_share
 from spatialreward_jax.recipes.flow_grpo import Programs
 from spatialreward_jax.recipes.grpo_settings import Settings
-from spatialreward_jax.reward.batching import Limits, plan
+from spatialreward_jax.reward import batching
+from spatialreward_jax.reward.engine import Engine
 from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.vlm import VLM, Decoding
 from spatialreward_jax.rl import TrainState
+
+WORDS = 8
+"""Tokens that stand before the first image of a judge's prompt, and between two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Run:
     settings: Settings
     request: inputs.Request
     decoding: Decoding
-    limits: Limits
+    limits: batching.Limits
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -67,7 +73,7 @@ class Program:
       runs: executions in a phase.
       counting: for the FLOP counter; its `trips` hold for loops in the compiled program too.
       optimizer: the optimiser's state among the arguments, or None.
-      cache: the key-value cache among the temporaries, or None.
+      cache: the key-value cache among the arguments, or None.
     """
 
     name: str
@@ -135,26 +141,35 @@ def _decode_images(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     return Program("decode_images", editor_encode.images_of_latents, args, ("autoencoder",), -(-images // count))
 
 
-def _judge(run: Run) -> tuple[VLM, Any, tuple[int, int]]:
-    """The judge's jitted functions, its largest pass, and how many (encode, answer) programs a phase runs."""
+def _judge(run: Run) -> tuple[Engine, batching.Pass, dict[str, int]]:
+    """The judge's jitted functions, its largest pass, and how often a phase runs each."""
     request, settings, vision = run.request, run.settings, run.judge.config.vision
     side = vision.patch * vision.merge
-    patches = (request.height // side) * (request.width // side) * vision.merge**2
+    tokens = (request.height // side) * (request.width // side)
     sources = settings.prompts * request.references
+    begin = min(request.references * tokens + WORDS, request.semantic - 1)
     shown, lengths = [], []
     for edit in range(settings.prompts * settings.group):
-        own = [edit // settings.group * request.references + n for n in range(request.references)]
+        prompt = edit // settings.group
+        own = [prompt * request.references + n for n in range(request.references)]
         shown += [[*own, sources + edit], [sources + edit]]
-        lengths += [request.semantic, request.quality]
+        lengths += [batching.Length(request.semantic, begin, prompt), batching.Length(request.quality)]
     images = sources + settings.prompts * settings.group
-    passes = plan(lengths, shown, [patches] * images, run.limits)
+    passes = batching.plan(lengths, shown, [tokens * vision.merge**2] * images, run.limits)
     vlm = VLM(run.judge, _Reader(run.judge), run.decoding, model="planned", limits=run.limits)
-    encodes = sum(-(-len(one.images) // one.rows) for one in passes)
-    return vlm, max(passes, key=lambda one: one.slots), (encodes, sum(len(one.batches) for one in passes))
+    runs = [one for each in passes for one in each.runs]
+    parts = [part for one in runs for part in one.parts]
+    counts = {
+        "encode": sum(-(-len(one.images) // one.rows) for one in passes),
+        "start": len({id(part.beginnings) for part in parts if part.beginnings}),
+        "admit": sum(-(-len(part.questions) // part.rows) for part in parts),
+        "decode": sum(-(-sum(len(part.questions) for part in one.parts) // one.rows) for one in runs),
+    }
+    return vlm.engine, max(passes, key=lambda one: one.slots), counts
 
 
 def _judge_encode(run: Run, jitted: Programs, outputs: Outputs) -> Program:
-    vlm, one, (runs, _) = _judge(run)
+    engine, one, counts = _judge(run)
     net, config, mesh = run.judge, run.judge.config, run.judge.mesh
     grid = qwen3_vl.VisionGrid(
         *(
@@ -164,34 +179,97 @@ def _judge_encode(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     )
     patches = inputs.array(mesh, (one.rows, one.patches, config.vision.patch_size), jnp.float32)
     args = (net.adapters, net.base, _features(run, one), (patches, grid), np.int32(0))
-    return Program("judge_encode", vlm._encode, args, ("judge",), runs)
+    return Program("judge_encode", engine.encode, args, ("judge",), counts["encode"])
+
+
+def _judge_start(run: Run, jitted: Programs, outputs: Outputs) -> Program:
+    """Beginnings that several prompts share; runs 0 times where none is shared."""
+    engine, one, counts = _judge(run)
+    wanted = _largest(one)[1].beginnings or batching.Beginnings((), 1, 16)
+    features = outputs.get("judge_encode", _features(run, one))
+    prompt = _prompt(run, wanted.rows, wanted.length)
+    args = (run.judge.adapters, run.judge.base, features, prompt)
+    return Program("judge_start", engine.start, args, ("judge",), counts["start"])
+
+
+def _judge_admit(run: Run, jitted: Programs, outputs: Outputs) -> Program:
+    """As many prompts as are read into slots at a time."""
+    engine, one, counts = _judge(run)
+    slots, part = _largest(one)
+    mesh, rows = run.judge.mesh, min(part.rows, slots.rows)
+    state, known = _state(run, engine, slots), None
+    if part.beginnings:
+        cache = jax.eval_shape(lambda: _cache(run, part.beginnings.rows, part.beginnings.length))
+        known = outputs.get("judge_start", _laid_out(run, cache))
+    numbers = {name: inputs.array(mesh, (rows,), jnp.int32) for name in ("length", "rows", "nodes")}
+    given = numbers | {
+        "prompt": _prompt(run, rows, part.length),
+        "words": inputs.array(mesh, (rows, slots.length), jnp.int32),
+        "seeds": inputs.array(mesh, (rows,), jnp.uint32),
+        "which": inputs.array(mesh, (rows,), jnp.int32) if known else None,
+    }
+    features = outputs.get("judge_encode", _features(run, one))
+    args = (run.judge.adapters, run.judge.base, features, state, known, given)
+    held = (state.cache.k, state.cache.v)
+    return Program("judge_admit", engine.admit, args, ("judge",), counts["admit"], cache=held)
 
 
 def _judge_answer(run: Run, jitted: Programs, outputs: Outputs) -> Program:
-    vlm, one, (_, runs) = _judge(run)
-    net, mesh = run.judge, run.judge.mesh
-    batch = max(one.batches, key=lambda batch: batch.rows * batch.length)
-    rows, length = batch.rows, batch.length
-    prompt = qwen3_vl.Prompt(
+    engine, one, counts = _judge(run)
+    state = outputs.get("judge_admit") or _state(run, engine, _largest(one)[0])
+    tables = engine.grammar and engine.grammar.tables
+    return Program(
+        "judge_answer",
+        engine.decode,
+        (run.judge.adapters, run.judge.base, state, np.int32(1), tables),
+        ("judge",),
+        counts["decode"],
+        Counting(trips=run.request.answer),
+        cache=(state.cache.k, state.cache.v),
+    )
+
+
+def _largest(one: batching.Pass) -> tuple[batching.Run, batching.Part]:
+    """The run with the largest cache, and its part with the most tokens at a time."""
+    run = max(one.runs, key=lambda run: run.rows * run.length)
+    return run, max(run.parts, key=lambda part: part.rows * part.length)
+
+
+def _prompt(run: Run, rows: int, length: int) -> qwen3_vl.Prompt:
+    mesh = run.judge.mesh
+    return qwen3_vl.Prompt(
         tokens=inputs.array(mesh, (rows, length), jnp.int32),
         image_index=inputs.array(mesh, (rows, length), jnp.int32),
         positions=inputs.array(mesh, (3, rows, length), jnp.int32),
         length=inputs.array(mesh, (rows,), jnp.int32),
         delta=inputs.array(mesh, (rows,), jnp.int32),
     )
-    features = outputs.get("judge_encode", _features(run, one))
-    seeds, active = (inputs.array(mesh, (rows,), dtype) for dtype in (jnp.uint32, jnp.bool_))
-    slots = length + run.decoding.max_new_tokens
-    cache = jax.eval_shape(lambda: qwen3_vl.empty_cache(net.config.text, rows, slots, net.dtype))
-    return Program(
-        "judge_answer",
-        vlm._answer,
-        (net.adapters, net.base, features, prompt, seeds, active),
-        ("judge",),
-        runs,
-        Counting(trips=run.request.answer),
-        cache=(cache.k, cache.v),
-    )
+
+
+def _cache(run: Run, rows: int, slots: int) -> qwen3_vl.KVCache:
+    return qwen3_vl.empty_cache(run.judge.config.text, rows, slots, run.judge.dtype)
+
+
+def _state(run: Run, engine: Engine, slots: batching.Run) -> Any:
+    """A decoding state as the engine lays it out."""
+    room = slots.length + run.decoding.max_new_tokens
+    return _laid_out(run, jax.eval_shape(engine.empty, slots.rows, room))
+
+
+def _laid_out(run: Run, tree: Any) -> Any:
+    """Shapes on the judge's mesh: rows over batch axes, caches [L, B, S, K, H] over heads too, where they divide."""
+    mesh = run.judge.mesh
+
+    def lay(x):
+        if x.ndim != 5:
+            where = batch_sharding(mesh, x.shape[0]) if x.ndim else whole(mesh)
+        else:
+            rows = batch_sharding(mesh, x.shape[1]).spec
+            heads = "tensor" if x.shape[3] % mesh.shape["tensor"] == 0 else None
+            where = NamedSharding(mesh, PartitionSpec(None, rows[0] if rows else None, None, heads))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(lay, tree)
 
 
 def _features(run: Run, one: Any) -> qwen3_vl.VisionFeatures:
@@ -272,6 +350,8 @@ MAKERS: dict[str, Maker] = {
     "rollout": _rollout,
     "decode_images": _decode_images,
     "judge_encode": _judge_encode,
+    "judge_start": _judge_start,
+    "judge_admit": _judge_admit,
     "judge_answer": _judge_answer,
     "update": _update,
 }
