@@ -34,6 +34,7 @@ from spatialreward_jax.evaluation.vie_judge import VIEJudge
 from spatialreward_jax.io.int8 import FORMATS
 from spatialreward_jax.reward.aggregate import KINDS, Aggregation
 from spatialreward_jax.reward.parsing import MODES
+from spatialreward_jax.reward.types import SCORE_MODES
 
 _BENCH = flags.DEFINE_enum("bench", None, [*BENCHMARKS, "gedit"], "Benchmark.")
 _DATA = flags.DEFINE_string("data", "", "Folder or file of the benchmark, as downloaded (parquet, jsonl or json).")
@@ -43,6 +44,10 @@ _ADAPTER = flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge."
 _QUANTIZE = flags.DEFINE_enum("quantize", None, FORMATS, "Weights of the judge's linear layers in fewer bits.")
 _TEMPLATES = flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 0, "Longest answer of the judge; 0: what the judge's folder says.")
+_CONSTRAINED = flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
+_SCORE_MODE = flags.DEFINE_enum(
+    "score_mode", "answered", SCORE_MODES, "Scores as written, or as means (needs --constrained)."
+)
 _ANSWERS = flags.DEFINE_string(
     "answers", "", "Answers of any judge (jsonl, see evaluation/answers.py); needs no model."
 )
@@ -79,6 +84,8 @@ def main(_argv) -> None:
     given = [name for name, value in (("model", _MODEL), ("answers", _ANSWERS), ("vie_url", _VIE_URL)) if value.value]
     if len(given) != 1:
         raise InputError(f"give one of --model, --answers and --vie_url, got {', '.join(given) or 'none'}")
+    if not _MODEL.value and (_CONSTRAINED.value or _SCORE_MODE.value != "answered"):
+        raise InputError("--constrained and --score_mode need --model: no other judge's answers are written here")
     benchmark, notes = _gedit() if _BENCH.value == "gedit" else (BENCHMARKS[_BENCH.value], {})
     options = {
         "notes": notes,
@@ -117,6 +124,8 @@ def _judge(aggregation: Aggregation) -> Judge:
         aggregation=aggregation,
         decoding=Decoding(max_new_tokens=_TOKENS.value) if _TOKENS.value else None,
         quantize=_QUANTIZE.value,
+        constrained=_CONSTRAINED.value,
+        score_mode=_SCORE_MODE.value,
     )
 
 

@@ -4,7 +4,10 @@
     python -m spatialreward_jax.score --model=JUDGE --jsonl=edits.jsonl --out=scores.jsonl --overlay=boxes.png
 
 A line of --jsonl is an object with `source` (a path or a list of paths), `edited` (a path) and `instruction`; paths are
-relative to the file. One edit gives one indented JSON object, --jsonl one object a line, in order. Keys of an object:
+relative to the file. One edit gives one indented JSON object, --jsonl one object a line, in order. --attention=FILE.png
+draws where the judge looked, a row of pictures for each region that it spoke of. With --jsonl a picture is named by its
+row, NAME-0000.png, and NAME.json sums the measures up: means with 95% intervals over all edits, and how alike the
+edits' maps are (`source_consistency`, `edited_consistency`). Keys of an object:
 
     row, source, edited, instruction                        the edit (row: number of the line, from 0)
     valid                                                   whether both of the judge's answers could be read
@@ -12,12 +15,18 @@ relative to the file. One edit gives one indented JSON object, --jsonl one objec
     success, no_overedit, naturalness, artifact_free        0..25 each, as the judge gave them; null where invalid
     regions                                                 id, label, bbox_2d (0..1000), box (pixels), flags
     reasoning, quality_reasoning, raw_sc, raw_pq            the judge's words and whole answers
+    neutral                                                 how many sub-scores the official parsing made up (12.5)
     errors, warnings                                        why it is invalid; what was odd
     identity                                                model, revision, template, pixel_policy, parsing,
                                                             aggregation, decoding: what two scores must share to compare
+    attention                                               with --attention alone, null where there is no SC answer:
+                                                            source_entropy, edited_entropy, entropy_gap (nats),
+                                                            concentration (Gini), source_mass, edited_mass: means, and
+                                                            `layers`: each per layer and group of heads
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import pathlib
@@ -25,10 +34,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from spatialreward_jax import cli
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.attention_maps import probe_of, save_attention
+from spatialreward_jax.evaluation.diagnostics import summary
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.io.int8 import FORMATS
 from spatialreward_jax.reporting.overlay import score_overlay
@@ -37,8 +49,8 @@ from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.pixels import POLICIES
 from spatialreward_jax.reward.protocol import read_edits
-from spatialreward_jax.reward.types import Edit, Score
-from spatialreward_jax.reward.vlm import SCORE_MODES, Decoding
+from spatialreward_jax.reward.types import SCORE_MODES, Edit, Score
+from spatialreward_jax.reward.vlm import Decoding
 
 
 def define_flags() -> None:
@@ -52,6 +64,7 @@ def define_flags() -> None:
     flags.DEFINE_string("jsonl", "", "File with one edit a line, instead of the three flags above.")
     flags.DEFINE_string("out", "", "File for the JSON; by default it is printed.")
     flags.DEFINE_string("overlay", "", "PNG of source | edited with boxes; with --jsonl one a row: NAME-0000.png.")
+    flags.DEFINE_string("attention", "", "PNG of where the judge looked; with --jsonl NAME-0000.png and NAME.json.")
     flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
     flags.DEFINE_enum("pixel_policy", "eval", list(POLICIES), "How large images reach the judge.")
     flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
@@ -104,6 +117,35 @@ def scores(model: RewardModel, edits: Sequence[Edit], batch: int) -> Iterator[Sc
         yield from model.score(edits[start : start + batch])
 
 
+def picture_path(name: str, number: int, *, many: bool) -> pathlib.Path:
+    """A picture's file: as named, or NAME-0000.png where there are many."""
+    path = pathlib.Path(name)
+    return path.with_name(f"{path.stem}-{number:04d}{path.suffix}") if many else path
+
+
+class Attention:
+    """Pictures and measures of a judge's attention. Raises InputError for a judge that is no net of ours."""
+
+    def __init__(self, model: RewardModel):
+        self.model, self.probe = model, probe_of(model)
+        self.samples: list[list[np.ndarray]] = []
+
+    def show(self, edit: Edit, score: Score, path: pathlib.Path) -> dict[str, Any] | None:
+        """Draws one edit's picture -> its measures; None, and no picture, where the judge gave no SC answer."""
+        if not score.raw_sc:
+            return None
+        maps = save_attention(path, self.model, edit, score, probe=self.probe)
+        self.samples.append(maps.grouped())
+        return maps.diagnosis().to_json()
+
+    def sum_up(self, path: pathlib.Path) -> None:
+        """Writes the measures over all edits shown, if any, as JSON."""
+        if self.samples:
+            groups = self.samples[0][0].shape[1]
+            found = {"edits": len(self.samples), **summary(self.samples, groups)}
+            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
 def main(_argv: Sequence[str]) -> None:
     """Command line, see the module."""
     given = flags.FLAGS
@@ -112,7 +154,7 @@ def main(_argv: Sequence[str]) -> None:
         raise InputError("give either --source, --edited and --instruction, or --jsonl")
     if not given.jsonl and not all(one.values()):
         raise InputError("--source, --edited and --instruction must all be given")
-    for name in (given.out, given.overlay):
+    for name in (given.out, given.overlay, given.attention):
         if name and not pathlib.Path(name).absolute().parent.is_dir():
             raise InputError(f"{name}: its folder does not exist")
     rows = read_rows(given.jsonl) if given.jsonl else [one]
@@ -129,17 +171,21 @@ def main(_argv: Sequence[str]) -> None:
         score_mode=given.score_mode,
         quantize=given.quantize,
     )
+    named = functools.partial(picture_path, many=bool(given.jsonl))
+    attention = Attention(model) if given.attention else None
     results = scores(model, edits, given.batch_size)
     first = next(results)  # whatever is wrong shows before an older file is overwritten
     with open(given.out, "w", encoding="utf-8") if given.out else contextlib.nullcontext(sys.stdout) as stream:
         for number, (row, score) in enumerate(zip(rows, itertools.chain([first], results))):
             record = {"row": number, **row, **score.to_json()}
+            if attention:
+                record["attention"] = attention.show(edits[number], score, named(given.attention, number))
             print(json.dumps(record, indent=None if given.jsonl else 2), file=stream, flush=True)
             if given.overlay:
-                path = pathlib.Path(given.overlay)
-                path = path.with_name(f"{path.stem}-{number:04d}{path.suffix}") if given.jsonl else path
                 sources, edited = [read_image(source) for source in row["source"]], read_image(row["edited"])
-                write_png(path, score_overlay(sources, edited, score))
+                write_png(named(given.overlay, number), score_overlay(sources, edited, score))
+    if attention and given.jsonl:
+        attention.sum_up(pathlib.Path(given.attention).with_suffix(".json"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from spatialreward_jax.io.images import read_image, write_png
 
 KEYS = {
     *("row", "source", "edited", "instruction", "valid", "overall", "reward", "semantic", "quality"),
-    *("success", "no_overedit", "naturalness", "artifact_free", "regions", "reasoning", "quality_reasoning"),
+    *("success", "no_overedit", "naturalness", "artifact_free", "regions", "reasoning", "quality_reasoning", "neutral"),
     *("errors", "warnings", "raw_sc", "raw_pq", "identity"),
 }
 
@@ -118,6 +118,7 @@ def test_mistakes_get_one_line_before_any_compilation(folder):
         "bad.jsonl:2": ["--model=given", f"--jsonl={folder}/bad.jsonl"],
         "none.jsonl": ["--model=given", f"--jsonl={folder}/none.jsonl"],
         "its folder does not exist": edit(folder, out=folder / "no/where.json"),
+        "Qwen3-VL judges only": edit(folder, attention=folder / "x.png"),
         "is no folder": edit(folder, model="nowhere"),
         "pixel_policy": edit(folder, pixel_policy="huge"),
         "template set": edit(folder, **model, templates="unknown"),
@@ -132,9 +133,20 @@ def test_mistakes_get_one_line_before_any_compilation(folder):
 
 @pytest.mark.slow
 def test_embedded_judge_end_to_end(folder):
-    command = [sys.executable, "-m", "spatialreward_jax.score", *edit(folder, model="embedded", max_new_tokens=8)]
+    """Scores, and where the judge looked: a picture a row, measures in the record, their sum beside the pictures."""
+    command = [sys.executable, "-m", "spatialreward_jax.score", f"--jsonl={folder}/rows.jsonl", "--constrained"]
+    command += ["--model=embedded", "--max_new_tokens=32", f"--attention={folder}/look.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert set(record) == KEYS and (record["valid"] or record["errors"])
-    assert record["identity"]["model"] == "embedded"
+    records = list(map(json.loads, done.stdout.splitlines()))
+    for number, record in enumerate(records):
+        assert set(record) == KEYS | {"attention"} and (record["valid"] or record["errors"])
+        assert record["identity"]["model"] == "embedded"
+        found = record["attention"]
+        assert found["entropy_gap"] > 0 and 0 < found["source_mass"] + found["edited_mass"] < 1
+        assert np.shape(found["layers"]["concentration"]) == np.shape(found["layers"]["source_entropy"])
+        assert read_image(folder / f"look-000{number}.png").std() > 10
+    whole = json.loads((folder / "look.json").read_text())
+    mean = np.mean([record["attention"]["source_entropy"] for record in records])
+    assert whole["edits"] == 2 and whole["source_entropy"]["value"] == pytest.approx(mean, abs=1e-4)
+    assert -1 <= whole["edited_consistency"] <= 1

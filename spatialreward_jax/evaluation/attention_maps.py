@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.evaluation.diagnostics import Diagnosis, diagnose
+from spatialreward_jax.evaluation.diagnostics import Diagnosis, diagnose, head_groups
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.io.images import write_png
 from spatialreward_jax.kernels.attention import attention_with_lse
@@ -57,8 +57,12 @@ class AttentionMaps:
 
     def diagnosis(self, name: str = ANSWER) -> Diagnosis:
         """`diagnose` for one query set."""
+        return diagnose(self.grouped(name), self.groups)
+
+    def grouped(self, name: str = ANSWER) -> list[np.ndarray]:
+        """One query set's maps, means over the heads of a group: [L, K, rows, columns] of each image, float32."""
         which = self.sets.index(name)
-        return diagnose([image[:, :, which] for image in self.images], self.groups)
+        return [head_groups(image[:, :, which], self.groups).astype(np.float32) for image in self.images]
 
 
 def trace(
@@ -179,8 +183,8 @@ def probe_of(model: RewardModel) -> AttentionProbe:
 
 def save_attention(
     path: str | os.PathLike, model: RewardModel, edit: Edit, score: Score, *, probe: AttentionProbe | None = None
-) -> Diagnosis:
-    """Writes a PNG of where the judge looked while it wrote its SC answer, and returns the measures of that answer.
+) -> AttentionMaps:
+    """Writes a PNG of where the judge looked while it wrote its SC answer, and returns the maps that it shows.
 
     Args:
       path: of the picture: a row for each cited region, the images beside each other with the boxes.
@@ -196,7 +200,7 @@ def save_attention(
     question, _ = questions(read, model.templates)
     maps = probe(question, score.raw_sc, score.regions)
     write_png(path, attention_picture(question.images, maps.sets, _pictures(maps), score.regions))
-    return maps.diagnosis()
+    return maps
 
 
 def _pictures(maps):

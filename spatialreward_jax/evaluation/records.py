@@ -62,6 +62,7 @@ class Verdict:
         valid: whether there are numbers at all.
         overall: 0..10. success, no_overedit, naturalness, artifact_free: 0..25; None where the judge gives none.
         boxes: edited regions as answered, in 0..1000 of the edited image. flagged: how many of them are ill-formed.
+        neutral: how many of the four sub-scores the official parsing made up, because the answer gives none.
         error: why it is not valid.
         readable: False when no judge could be asked, because the images cannot be read.
     """
@@ -74,6 +75,7 @@ class Verdict:
     artifact_free: float | None = None
     boxes: tuple[Box, ...] = ()
     flagged: int = 0
+    neutral: int = 0
     error: str = ""
     readable: bool = True
 
@@ -111,7 +113,7 @@ def verdict_from_json(record: Mapping[str, Any]) -> Verdict:
         return Verdict(False, error="; ".join(map(str, errors)), **_regions(record))
     if numbers["overall"] is None:
         raise InputError("a valid answer without `overall`: give a number in 0..10, or set `valid` to false")
-    return Verdict(True, **numbers, **_regions(record))
+    return Verdict(True, **numbers, **_regions(record), neutral=int(record.get("neutral", 0)))
 
 
 def _number(value: Any, name: str, bounded: bool) -> float | None:

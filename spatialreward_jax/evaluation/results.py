@@ -169,6 +169,9 @@ def _problems(benchmark, scan, verdicts, outcomes) -> dict[str, dict]:
             "broken rows": [f"{b.where}: {b.why}" for b in scan.broken],
             "unreadable images": unreadable,
             "invalid answers": invalid,
+            "scores made up where an answer gives none (12.5)": [
+                f"{key}: {verdicts[key].neutral} of 4" for key in keys if key in verdicts and verdicts[key].neutral
+            ],
             "missing answers": [key for key in keys if key not in verdicts],
             "rows without a number that they need": [
                 case.id

@@ -51,6 +51,11 @@ class Parsed:
     warnings: tuple[str, ...] = ()
     error: str = ""
 
+    @property
+    def neutral(self) -> int:
+        """How many of the scores are `NEUTRAL` because the text gives none."""
+        return 0 if self.scores is None else 2 - len(self.found[:2])
+
 
 def parse(text: str, mode: str, *, regions: bool) -> Parsed:
     """Reads one answer. `regions`: whether it is an SC answer, which lists edited regions. Never raises on any text."""
@@ -191,13 +196,12 @@ def _bench(text: str, regions: bool) -> Parsed:
         return neutral
     except (ValueError, RecursionError):
         return neutral
-    scores = answer.get("score", [NEUTRAL, NEUTRAL])
+    scores = answer.get("score", [])
     scores = scores if isinstance(scores, list) else [scores]
-    scores = (scores * 2 if scores else [NEUTRAL, NEUTRAL])[:2] if len(scores) < 2 else scores[:2]
+    scores = scores * 2 if len(scores) == 1 else scores[:2]
     if not all(isinstance(score, int | float) and abs(score) < 1e300 for score in scores):
         return Parsed(None, "json", error=f"the official program fails on this answer: `score` is {_short(scores)}")
-    first, second = (float(score) for score in scores)
-    return _lenient(answer, "json", regions, [first, second])
+    return _lenient(answer, "json", regions, [float(score) for score in scores])
 
 
 def _lenient(answer: dict[str, Any], rule: str, regions: bool, found: list[float]) -> Parsed:

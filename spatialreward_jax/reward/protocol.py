@@ -119,6 +119,7 @@ def read_answers(
     """Two answers -> `Score`. size: (height, width) of the edited image; default aggregation: the published weights."""
     sc, pq = (Reply(text) if isinstance(text, str) else text for text in (sc, pq))
     semantic, quality = parse(sc.text, parsing, regions=True), parse(pq.text, parsing, regions=False)
+    neutral = semantic.neutral + quality.neutral
     semantic, quality = (
         part if part.scores is None or reply.expected is None else dataclasses.replace(part, scores=reply.expected)
         for part, reply in ((semantic, sc), (quality, pq))
@@ -156,6 +157,7 @@ def read_answers(
         no_overedit=semantic.scores[1],
         naturalness=quality.scores[0],
         artifact_free=quality.scores[1],
+        neutral=neutral,
         warnings=semantic.warnings + quality.warnings + _oddities(regions, semantic.reasoning),
         **text,
     )

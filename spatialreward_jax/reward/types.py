@@ -11,6 +11,9 @@ from spatialreward_jax.io.images import ImageLike
 SCORE_RANGE = 25
 """The judge's own scale: every sub-score lies in 0..25."""
 
+SCORE_MODES = ("answered", "expected")
+"""Sub-scores are the numbers in the answer, or the means of the distribution that these were chosen from."""
+
 NEUTRAL = 12.5
 """What the official programs put where an answer cannot be read. Never used by `strict` parsing."""
 
@@ -84,6 +87,7 @@ class Score:
         success, no_overedit, naturalness, artifact_free: 0..25, as the judge gave them.
         regions: what was edited, from the SC answer.
         reasoning, quality_reasoning: the judge's words, SC and PQ.
+        neutral: how many of the four sub-scores are `NEUTRAL` because the answer gives none; 0 under `strict` parsing.
         errors: why the sample is invalid, one line each. warnings: what was odd in a valid one.
         raw_sc, raw_pq: the two answers as they came.
         identity: what produced the score.
@@ -101,6 +105,7 @@ class Score:
     regions: tuple[Region, ...] = ()
     reasoning: str = ""
     quality_reasoning: str = ""
+    neutral: int = 0
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     raw_sc: str = ""

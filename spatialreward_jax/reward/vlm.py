@@ -18,9 +18,7 @@ from spatialreward_jax.reward.engine import Asked, Engine
 from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.processor import Patches, Processor, image_key
 from spatialreward_jax.reward.protocol import Question, Reply
-
-SCORE_MODES = ("answered", "expected")
-"""Sub-scores are the numbers in the answer, or the means of the distribution that these were chosen from."""
+from spatialreward_jax.reward.types import SCORE_MODES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,20 @@ def _answers(path, scores, extra=()):
     return read_answers(path)
 
 
+def test_made_up_scores_are_counted(data, tmp_path):
+    """Raw texts under the official rules: what they fill in is told; strict parsing calls it invalid."""
+    good = '{"edit_region": [], "reasoning": "r", "score": [20, 20]}'
+    lines = [{"key": f"2pair/{i}/{j}", "sc": good if j else "no", "pq": good} for i in range(6) for j in range(2)]
+    write_jsonl(tmp_path / "a.jsonl", lines)
+    for parsing, made_up in (("server", 6), ("strict", 0)):
+        answers = read_answers(tmp_path / "a.jsonl", parsing=parsing)
+        results = evaluate_answers(MER, data, tmp_path / parsing, answers, identity={})
+        problem = results["problems"]["scores made up where an answer gives none (12.5)"]
+        assert problem["count"] == made_up and problem["first"][:1] == ["2pair/0/0: 2 of 4"][:made_up]
+        assert results["counts"]["invalid"] == (6 - made_up)
+        assert ("made up" in (tmp_path / parsing / "report.md").read_text()) == (made_up > 0)
+
+
 def test_missing_duplicate_broken_and_spare_answers(data, tmp_path):
     scores = [(9, 1), (9, 1), (1, 9), (5, 5), (9, None), (9, 1)]
     extra = [

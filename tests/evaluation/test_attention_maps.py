@@ -118,7 +118,7 @@ def test_the_picture_and_its_numbers(judge, question, boxes, tmp_path):
     model = RewardModel(judge)
     score = read_answers(ANSWER, "nothing", question.images[1].shape[:2])
     edit = Edit(question.images[0], question.images[1], "paint the cup red")
-    found = save_attention(tmp_path / "maps.png", model, edit, score)
+    found = save_attention(tmp_path / "maps.png", model, edit, score).diagnosis()
     assert json.dumps(found.to_json()) and 0 < found.edited_mass.mean() < 1
     picture = read_image(tmp_path / "maps.png")
     assert picture.shape[0] > 3 * 224 and picture.std() > 10

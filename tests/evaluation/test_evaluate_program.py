@@ -51,6 +51,8 @@ def test_answers_are_evaluated_and_compared(data):
         (["--bench=mer"], "--data and --out are needed"),
         (["--bench=mer", "--data=d", "--out=o"], "give one of --model, --answers and --vie_url, got none"),
         (["--bench=mer", "--data=nowhere", "--out=o", "--answers=nowhere"], "no file nowhere"),
+        (["--bench=mer", "--data=d", "--out=o", "--answers=a", "--constrained"], "--constrained and --score_mode need"),
+        (["--bench=mer", "--data=d", "--out=o", "--model=embedded", "--score_mode=expected"], "needs constrained"),
         (["--bench=mer", "--compare=a"], "--compare wants two result files, got 1"),
         (["--bench=gedit", "--data=d", "--out=o", "--answers=a"], "needs either --editor"),
         (["--bench=nothing"], "should be one of"),
@@ -71,6 +73,19 @@ def test_mistakes_end_in_one_line(arguments, message, monkeypatch, capsys):
         flags.FLAGS[name].unparse()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_constrained_answers_are_part_of_the_identity(data):
+    """Random weights under the grammar: every answer counts, and the manifest says how it was written."""
+    flags = ("--bench=mer", f"--data={data}/data", "--model=embedded", f"--out={data}/c", "--resamples=100")
+    done = _run(*flags, "--constrained", "--score_mode=expected", "--max_new_tokens=32")
+    assert done.returncode == 0, done.stderr
+    manifest, results = (json.loads((data / "c" / name).read_text()) for name in ("manifest.json", "results.json"))
+    assert manifest["identity"]["decoding"] == results["identity"]["decoding"] == "greedy max32 grammar1 expected"
+    assert results["counts"] == {"ok": 2, "invalid": 0, "missing": 0, "broken": 0, "duplicate": 0}
+    refused = _run(*flags, "--constrained", "--max_new_tokens=32")
+    assert refused.returncode == 2 and "belongs to another evaluation (identity" in refused.stderr
 
 
 def test_answers_need_no_accelerator_library(data):

@@ -7,6 +7,7 @@ import pytest
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.parsing import MODES, parse
+from spatialreward_jax.reward.types import NEUTRAL
 
 SC = {
     "edit_region": [{"id": 0, "label": "red hat", "bbox_2d": [10, 20, 300, 400]}],
@@ -143,12 +144,36 @@ def test_ten_thousand_corrupted_answers():
         for mode in MODES:
             parsed = parse(text, mode, regions=bool(n % 2))
             assert (parsed.scores is None) == bool(parsed.error)
+            assert parsed.scores is None or list(parsed.scores).count(NEUTRAL) >= parsed.neutral
             if mode == "strict" and parsed.scores is not None:
                 valid += 1
                 answer = json.loads(text)
                 assert list(parsed.scores) == answer["score"] and isinstance(answer["reasoning"], str)
                 assert all(0 <= score <= 25 for score in answer["score"]) and len(answer["score"]) == 2
     assert 0 < valid < 5_000
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "neutral"),
+    [
+        ("strict", "", 0),
+        ("server", "", 2),
+        ("server", '{"score": [7]}', 1),
+        ("server", '{"score": [7, 12.5]}', 0),
+        ("server", "{7 of 25}", 0),
+        ("bench", "Score: 20 and 15", 2),
+        ("bench", "{}", 2),
+        ("bench", '{"score": []}', 2),
+        ("bench", '{"score": [7]}', 0),  # the official program takes it twice
+        ("bench", '{"score": [7],}', 2),
+        ("bench", '{"score": [3, 4],}', 0),
+    ],
+)
+def test_numbers_that_no_answer_gave_are_counted(mode, text, neutral):
+    parsed = parse(text, mode, regions=False)
+    assert parsed.neutral == neutral
+    if parsed.scores:
+        assert neutral == 0 or parsed.scores[-1] == NEUTRAL
 
 
 def test_every_truncation_is_invalid():

@@ -71,6 +71,15 @@ def test_an_invalid_score_counts_as_no_number():
     assert np.nanmean(reward) == pytest.approx(good.reward)
 
 
+def test_made_up_numbers_are_counted():
+    """Where the official rules put 12.5 for what an answer lacks, the score says for how many of the four."""
+    for parsing, made_up in (("server", 3), ("bench", 2)):
+        score = read_answers(sc(score=(7,)), "no", SIZE, parsing=parsing)
+        assert score.valid and score.neutral == made_up == score.to_json()["neutral"]
+        assert read_answers(sc(score=(12.5, 12.5)), pq((12.5, 12.5)), SIZE, parsing=parsing).neutral == 0
+    assert read_answers(sc(), "no", SIZE).neutral == 0  # strict: no number at all
+
+
 def test_boxes_are_ordered_clipped_and_flagged():
     boxes = (
         (0, "a", (500, 500, 100, 600)),
