@@ -15,6 +15,7 @@ from spatialreward_jax.recipes.optimizing import add_metrics
 from spatialreward_jax.reporting.overlay import draw_regions
 from spatialreward_jax.reporting.tensorboard import image_grid
 from spatialreward_jax.reward.judge import RewardModel
+from spatialreward_jax.reward.loading import for_serving
 from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.reward.vlm import VLM, Decoding
@@ -72,7 +73,7 @@ class Verdicts:
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields valid share, region IoU, pairwise accuracy, correlation with the truth, grounding IoU, a picture."""
-        self._vlm.net = self._task.trained(state)
+        self._vlm.net = for_serving(self._task.trained(state))
         if self._scenes:
             yield from self._grounding()
         if not self._edits:

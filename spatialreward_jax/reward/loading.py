@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
-from spatialreward_jax.mesh import make_mesh, place_whole, serving_mesh
+from spatialreward_jax.mesh import make_mesh, place_whole, serving_mesh, shardings
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.layers import quantize_linears
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, entries, ignored
@@ -95,6 +96,20 @@ def load_judge(
     files = [*folder.glob("model*.safetensors"), *_adapter_files(adapter)]
     revision = fingerprint(files) + (f"-{quantize}" if quantize else "")
     return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad)
+
+
+def for_serving(net: JudgeNet) -> JudgeNet:
+    """A net in training as a copy that is laid out for decoding (`mesh.serving_mesh`).
+
+    Its weights travel once, instead of for every token. Where nothing would move it is the net itself.
+    """
+    mesh = serving_mesh(net.mesh, net.base, SHARDING)
+    if mesh == net.mesh:
+        return net
+    whole = NamedSharding(mesh, PartitionSpec())
+    where = shardings(net.base, SHARDING, mesh), jax.tree.map(lambda _: whole, net.adapters)
+    base, adapters = jax.jit(lambda *trees: trees, out_shardings=where)(net.base, net.adapters)
+    return dataclasses.replace(net, base=base, adapters=adapters, mesh=mesh)
 
 
 def _adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:

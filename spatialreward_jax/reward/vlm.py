@@ -90,7 +90,7 @@ class VLM:
                 f"tokenizer (image token {processor.image_pad}, {len(processor.tokenizer)} entries) and config.json "
                 f"(image token {net.config.image_token}, vocabulary {net.config.text.vocab}) do not belong together"
             )
-        self.net, self.processor, self.limits = net, processor, limits
+        self.processor, self.limits = processor, limits
         self.model, self.revision = model, net.revision
         self.pixel_policy, self.decoding = processor.policy.name, decoding.name
         self._seed, sampler, grammar = decoding.seed, decoding.sampler(), None
@@ -111,6 +111,15 @@ class VLM:
             expected=decoding.score_mode == "expected",
         )
 
+    @property
+    def net(self) -> JudgeNet:
+        """Who answers; another one of the same sizes may take its place, as while a judge is trained."""
+        return self.engine.net
+
+    @net.setter
+    def net(self, net: JudgeNet) -> None:
+        self.engine.net = net
+
     def check(self, question: Question) -> None:
         """Raises InputError for a question whose text or images do not fit, or whose answers have no grammar."""
         if self.engine.grammar is not None:
@@ -121,7 +130,7 @@ class VLM:
         """One reply per question, in order. Raises InputError, before compiling, for one that does not fit."""
         if not questions:
             return []
-        asked, images = self._arrays(questions)
+        asked, images = self.arrays(questions)
         lengths = [Length(len(q.tokens), q.begin, (q.tokens[: q.begin].tobytes(), q.images[:-1])) for q in asked]
         passes = plan(lengths, [q.images for q in asked], [len(image.values) for image in images], self.limits)
         found = {}
@@ -130,7 +139,7 @@ class VLM:
         text = self.processor.decode
         return [Reply(text(found[row].ids), found[row].finished, found[row].expected) for row in range(len(questions))]
 
-    def _arrays(self, questions: Sequence[Question]) -> tuple[list[Asked], list[Patches]]:
+    def arrays(self, questions: Sequence[Question]) -> tuple[list[Asked], list[Patches]]:
         """Tokens and patches; every different image once, by its pixels."""
         given = {id(image): image for question in questions for image in question.images}
         keys = {number: image_key(image) for number, image in given.items()}

@@ -1,8 +1,10 @@
 """The whole answering path against the reference's greedy generation, and what batching must not change."""
 
+import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,7 +17,7 @@ from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models.lora import add_lora, split
 from spatialreward_jax.models.qwen3_vl import Qwen3VL, entries
 from spatialreward_jax.reward.batching import Limits
-from spatialreward_jax.reward.loading import fingerprint, load_judge
+from spatialreward_jax.reward.loading import fingerprint, for_serving, load_judge
 from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.vlm import VLM, Decoding
@@ -128,6 +130,24 @@ def test_mesh_of_eight_gives_the_same_answers(folder, asked, greedy):
     spread = vlm(folder, Decoding(max_new_tokens=32), SMALL, make_mesh(2, 2, 2))
     assert dict(spread.net.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}, "two key heads"
     assert spread.answer(asked * 2) == greedy.answer(asked * 2)
+
+
+def test_another_net_takes_its_place(asked, greedy):
+    """As while a judge is trained: the programs stay, the answers are the new net's."""
+    net, before, programs = greedy.net, greedy.answer(asked[1:]), set(greedy.engine.shapes)
+    greedy.net = dataclasses.replace(net, base=net.base | {"head": {"table": -net.base["head"]["table"]}})
+    other = greedy.answer(asked[1:])
+    greedy.net = net
+    assert other != before == greedy.answer(asked[1:]) and greedy.engine.shapes == programs
+
+
+def test_a_net_in_training_is_laid_out_for_decoding(folder, greedy):
+    assert for_serving(greedy.net) is greedy.net
+    laid = for_serving(load_judge(folder, mesh=make_mesh(2, 2, 2)))
+    assert dict(laid.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    kernel = laid.base["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (*kernel.shape[:2], kernel.shape[2] // 2)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(laid.base), jax.device_get(greedy.net.base))
 
 
 def test_refused_before_compilation(folder, asked, tmp_path):
