@@ -9,8 +9,14 @@ from jax._src import cache_key
 
 from spatialreward_jax import cli, train
 
-if __name__ == "__main__":
+
+def share():
+    """Has one process compile for all."""
     cache_key._hash_accelerator_config = lambda hash_obj, accelerators: None
     jax.config.update("jax_share_binary_between_hosts", True)
+
+
+if __name__ == "__main__":
+    share()
     train.define_flags()
     cli.run(train.main)

@@ -19,22 +19,36 @@ from safetensors.numpy import load_file
 from spatialreward_jax import launch
 
 TESTS = pathlib.Path(__file__).parent
+GOLDENS = TESTS / "goldens"
 CONFIG = """
 import importlib.util
 
 def get_config(preset=""):
-    spec = importlib.util.spec_from_file_location("grpo", "{root}/configs/grpo.py")
+    spec = importlib.util.spec_from_file_location("recipe", "{root}/configs/{recipe}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.update({{"editor": "{root}/tests/goldens/omnigen2", "steps": 2, "prompts": 4, "group": 2}})
-    config.update({{"window_steps": 1, "window_span": (0.0, 1.0), "updates_per_phase": 1, "checkpoint_every": 1}})
-    config.update({{"sampler": {{"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}}, "eval": {{"prompts": 0}}}})
-    config.update({{"lora": {{"rank": 2, "alpha": 4.0}}, "data": {{"max_pixels": 1024, "max_text_tokens": 64}}}})
+    config.update({changes})
     with config.unlocked():
-        config.rewards = {{"guards": 1.0}}
+        config.update({replaced})
     return config
 """
+LORA = {"rank": 2, "alpha": 4.0}
+GRPO = {
+    **{"editor": str(GOLDENS / "omnigen2"), "steps": 2, "prompts": 4, "group": 2, "lora": LORA},
+    **{"window_steps": 1, "window_span": (0.0, 1.0), "updates_per_phase": 1, "checkpoint_every": 1},
+    **{"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}, "eval": {"prompts": 0}},
+    "data": {"max_pixels": 1024, "max_text_tokens": 64},
+}
+SUPERVISED = {"steps": 2, "batch": 2, "warmup": 0, "lora": LORA, "export_dtype": "float32", "checkpoint_every": 0}
+EDITOR = {
+    **{"editor": str(GOLDENS / "omnigen2"), "scratch": (), "train": ("transformer",)},
+    **{"data": {"rows": 8, "threads": 1}, "eval": {"batches": 0, "pictures": 0}},
+}
+JUDGE = {
+    **{"judge": str(GOLDENS / "spatialreward"), "scratch": False, "eval": {"batches": 0, "edits": 0, "grounding": 0}},
+    "data": {"threads": 1, "editworld": {"edits": 4, "candidates": 1, "grounding_batches": 2}},
+}
 TOY = """
 from ml_collections import ConfigDict
 
@@ -75,6 +89,13 @@ def _children(program, arguments, count, environment, monkeypatch):
             child.run.wait()
 
 
+def _config(folder, recipe, changes, replaced=None):
+    """The flag of a config file that changes a recipe's own."""
+    file = folder / f"{recipe}.py"
+    file.write_text(CONFIG.format(root=TESTS.parent, recipe=recipe, changes=changes, replaced=replaced or {}))
+    return f"--config={file}"
+
+
 def _wait_for(path, children, seconds=600):
     end = time.monotonic() + seconds
     while not path.exists():
@@ -90,8 +111,8 @@ def _results(workdir):
 
 @pytest.mark.slow
 def test_processes_equal_one_and_an_interrupted_run_resumes_on_another_number(tmp_path, monkeypatch):
-    (tmp_path / "config.py").write_text(CONFIG.format(root=TESTS.parent))
-    flags = lambda name, *more: [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / name}", *more]
+    config = _config(tmp_path, "grpo", GRPO, {"rewards": {"guards": 1.0}})
+    flags = lambda name, *more: [config, f"--workdir={tmp_path / name}", *more]
     program, alone, several = "shared_compile_program.py", _environment(tmp_path, 4), _environment(tmp_path, 1)
     mesh = "--mesh=2,2,1"
     with _children(program, flags("alone", mesh), 1, alone, monkeypatch) as children:
@@ -117,6 +138,38 @@ def test_processes_equal_one_and_an_interrupted_run_resumes_on_another_number(tm
         np.testing.assert_allclose(others[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     events = [p for p in (tmp_path / "several" / "tensorboard").iterdir()]
     assert len(events) == 2, "one event file a run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "changes"), [("editor_sft", EDITOR), ("reward_sft", JUDGE)])
+def test_supervised_recipes_in_two_processes_equal_one(tmp_path, monkeypatch, recipe, changes):
+    config = _config(tmp_path, recipe, SUPERVISED | changes)
+    found = []
+    for count in (1, 2):
+        flags = [config, f"--workdir={tmp_path / str(count)}", "--mesh=2,1,1"]
+        environment = _environment(tmp_path, 2 // count)
+        with _children("shared_compile_program.py", flags, count, environment, monkeypatch) as children:
+            assert launch.watch(children, 60) == 0, [child.text for child in children]
+        found.append(_results(tmp_path / str(count)))
+    (summary, adapters), (other, others) = found
+    for name in ("loss_first", "loss_last"):
+        np.testing.assert_allclose(other[name], summary[name], rtol=1e-5, err_msg=name)
+    assert adapters.keys() == others.keys() and any(np.abs(value).max() > 0 for value in adapters.values())
+    for name, value in adapters.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_judge_in_two_processes_gives_the_answers_of_one(tmp_path, monkeypatch):
+    """Answers of different lengths, more than there are slots: every process refills the same ones."""
+    found = []
+    for count in (1, 2):
+        answers = tmp_path / f"answers{count}.json"
+        flags = [f"--judge={GOLDENS / 'spatialreward'}", f"--out={answers}"]
+        with _children("scoring_program.py", flags, count, _environment(tmp_path, 2 // count), monkeypatch) as children:
+            assert launch.watch(children, 60) == 0, [child.text for child in children]
+        found.append(json.loads(answers.read_text()))
+    assert found[0] == found[1] and len({len(text) for text in found[0]}) > 1
 
 
 @pytest.mark.slow
