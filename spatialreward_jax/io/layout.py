@@ -87,6 +87,12 @@ class Layout:
         """Parameter -> checkpoint tensor."""
         return self._rearrange(parameter, self.target, self.source)
 
+    @property
+    def row_axis(self) -> int | None:
+        """The parameter's axis whose slices are contiguous in the file; None where it has been merged with others."""
+        lead = self.source[0][0] if self.source else None
+        return next((axis for axis, group in enumerate(self.target) if group == (lead,)), None)
+
     def _rearrange(self, x, before, after):
         flat_before, flat_after = sum(before, ()), sum(after, ())
         x = x.reshape([self.sizes[a] for a in flat_before])

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import gc
 import json
 import math
 import pathlib
@@ -19,6 +20,9 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import Int8Reader, scale_name
 from spatialreward_jax.io.layout import Layout
 from spatialreward_jax.mesh import on_host, path_name
+
+PIECE = 2**24
+"""Bytes of a tensor that are read at a time: beside what is loaded, the host holds one parameter and one such piece."""
 
 LAYER = "{L}"
 """Stands for the layer number in a source name; the parameter stacks the layers on its first axis."""
@@ -193,7 +197,7 @@ def load_params(
     dtype: Any = None,
     ignore: Sequence[str] = (),
 ) -> dict:
-    """Reads a parameter tree; every device reads only its slice, one layer at a time.
+    """Reads a parameter tree; every device reads only its slice, and the host holds one parameter at a time.
 
     A kernel with a `kernel_scale` beside it in `abstract` is quantised as it is read, see `io.int8`.
 
@@ -213,7 +217,7 @@ def load_params(
     check_table(source.shapes(), entries, {n: x for n, x in leaves.items() if n not in scales}, ignore=ignore)
     where = flatten(shardings) if shardings is not None else {}
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    loaded = {}
+    loaded, held = {}, 0
     for entry in entries:
         name = entry.target
         leaf = leaves[name]
@@ -226,7 +230,11 @@ def load_params(
             readers = {name: functools.partial(_read, source, entry, leaf.shape, dtype or leaf.dtype)}
         for name, read in readers.items():
             place = where.get(name, default)
-            loaded[name] = jax.make_array_from_callback(leaves[name].shape, place, read)
+            loaded[name] = jax.block_until_ready(jax.make_array_from_callback(leaves[name].shape, place, read))
+            held += loaded[name].nbytes
+        if held > PIECE:  # what was read stays on the host until the transfer is over *and* jax lets go of it
+            gc.collect()
+            held = 0
     return unflatten(loaded)
 
 
@@ -235,15 +243,29 @@ def _read_layer(source: CheckpointFiles, entry: Entry, shape: tuple, layer: int,
 
 
 def _read(source: CheckpointFiles, entry: Entry, shape: tuple, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of a parameter, read a layer and at most `PIECE` bytes at a time into its final place."""
     layout = entry.bind(shape)
-    if not entry.stacked:
-        return layout.read(source.slice(entry.source), index).astype(dtype)
-    layers = range(*index[0].indices(shape[0]))
-    cut = [len(range(*i.indices(size))) for i, size in zip(index[1:], shape[1:])]
-    out = np.empty((len(layers), *cut), dtype)
+    layers = range(*index[0].indices(shape[0])) if entry.stacked else (0,)
+    part, sizes = (index[1:], shape[1:]) if entry.stacked else (index, shape)
+    out = np.empty((len(layers), *(len(range(*i.indices(size))) for i, size in zip(part, sizes))), dtype)
     for row, layer in enumerate(layers):
-        out[row] = layout.read(source.slice(entry.name(layer)), index[1:])
-    return out
+        stored = source.slice(entry.name(layer))
+        for place, piece in _pieces(layout.row_axis, part, sizes, out[row].nbytes):
+            out[row][place] = layout.read(stored, piece)
+    return out if entry.stacked else out[0]
+
+
+def _pieces(axis: int | None, part: tuple[slice, ...], sizes: Sequence[int], size: int) -> Iterator[tuple]:
+    """(place in the result, part of the parameter) of pieces along an axis, none larger than `PIECE` by much."""
+    if axis is None or size <= PIECE:
+        yield (..., part)
+        return
+    start, stop, _ = part[axis].indices(sizes[axis])
+    step = max(1, (stop - start) * PIECE // size)
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        place = (*(slice(None),) * axis, slice(at - start, end - start))
+        yield place, (*part[:axis], slice(at, end), *part[axis + 1 :])
 
 
 def save_params(

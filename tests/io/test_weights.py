@@ -1,5 +1,9 @@
 """The table-driven loader and writer: layouts, slices, shards, strictness."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io import weights
 from spatialreward_jax.io.layout import Layout
 from spatialreward_jax.io.weights import CheckpointFiles, Entry, check_table, load_params, save_params
 from spatialreward_jax.mesh import make_mesh, shardings
@@ -45,6 +50,17 @@ def test_parameters_have_the_natural_shapes_and_the_layers_stack(tmp_path):
     np.testing.assert_allclose(q.reshape(-1), tensors["layers.1.q.weight"] @ x, rtol=1e-5)
     o = np.einsum("nh,nhd->d", x.reshape(4, 2), params["blocks"]["o"]["kernel"][2])
     np.testing.assert_allclose(o, tensors["layers.2.o.weight"] @ x, rtol=1e-5)
+
+
+def test_pieces_make_the_same_whole(tmp_path, monkeypatch):
+    save_file(checkpoint(), tmp_path / "model.safetensors")
+    rules = ((r"embed|patch", ("fsdp",)), (r"blocks", (None, "tensor")))
+    where = shardings(ABSTRACT, rules, make_mesh(2, 2, 2))
+    whole = load_params(CheckpointFiles.open(tmp_path), ENTRIES, ABSTRACT)
+    monkeypatch.setattr(weights, "PIECE", 20)
+    for places in (None, where):
+        pieces = load_params(CheckpointFiles.open(tmp_path), ENTRIES, ABSTRACT, shardings=places)
+        jax.tree.map(np.testing.assert_array_equal, pieces, whole)
 
 
 @pytest.mark.parametrize("max_shard_bytes", [2**30, 1000])
@@ -138,3 +154,55 @@ def test_a_layout_must_fit():
         Layout.bind("a b -> a c", (1, 2))
     with pytest.raises(ValueError, match="does not fit"):
         Layout.bind("a b -> b a", (1, 2, 3))
+
+
+LOADING = """
+import pathlib, re, sys, threading, time
+import jax, numpy as np
+from spatialreward_jax.io import weights
+from spatialreward_jax.mesh import make_mesh, shardings
+
+entries = (
+    weights.Entry("embed", "embed"),
+    weights.Entry("out", "out", "F D -> D F"),
+    weights.Entry("layers.{L}", "up", "F D -> D F"),
+)
+shapes = {"embed": (4096, 4096), "out": (4096, 4096), "up": (4, 2048, 2048)}  # 64 MiB each
+abstract = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+rules = (("embed", (None, "fsdp")), ("out|up", ("fsdp",)))
+where = shardings(abstract, rules, make_mesh(1, 4, 1, devices=jax.devices()[:4])) if sys.argv[2] == "mesh" else None
+files = weights.CheckpointFiles.open(pathlib.Path(sys.argv[1]))
+weights.PIECE = 2**22
+used = lambda: 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+peak, done = [used()], threading.Event()
+before = peak[0]
+
+def watch():
+    while not done.wait(0.0005):
+        peak.append(used())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+params = jax.block_until_ready(weights.load_params(files, entries, abstract, shardings=where))
+done.set()
+watcher.join()
+sizes = [leaf.nbytes for leaf in params.values()]
+print((max(peak) - before - sum(sizes)) / max(sizes), float(params["out"][3, 5]), float(params["up"][1, 3, 5]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
+def test_the_host_holds_one_parameter_beside_what_is_loaded(tmp_path):
+    """At most 1.3 times the largest one, on one device and spread over four."""
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(size=(4096, 4096)).astype(np.float32) for name in ("embed", "out")}
+    tensors |= {f"layers.{i}": rng.normal(size=(2048, 2048)).astype(np.float32) for i in range(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    for kind in ("one", "mesh"):
+        call = [sys.executable, "-c", LOADING, str(tmp_path), kind]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        above, *values = map(float, done.stdout.split())
+        assert 0 < above < 1.3, f"{kind}: {above} times the largest parameter"
+        assert values == [tensors["out"][5, 3], tensors["layers.1"][5, 3]]
