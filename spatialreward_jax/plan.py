@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # whatever this machine has, it i
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from spatialreward_jax import cli
@@ -77,6 +78,23 @@ def flops_only(config: ConfigDict) -> list[dict[str, Any]]:
     ]
 
 
+def run_of(config: ConfigDict, mesh: Mesh, *, request: Request | None = None, layers: int | None = None) -> Run:
+    """What a config runs on a mesh whose devices need not be there; arguments and errors as in `compile_all`."""
+    settings, judge = settings_of(config), config.judge
+    return Run(
+        nets=editor_nets(
+            folder_of(config.editor, "editor"), mesh, dtype=config.dtype, spec=settings.lora, layers=layers
+        ),
+        judge=judge_net(
+            folder_of(judge.model, "judge"), mesh, dtype=judge.dtype, quantize=judge.quantize or None, layers=layers
+        ),
+        settings=settings,
+        request=request or Request(*config.data.default_size),
+        decoding=Decoding(max_new_tokens=judge.max_new_tokens),
+        limits=Limits(batch=judge.batch),
+    )
+
+
 def compile_all(
     config: ConfigDict,
     topology: Topology,
@@ -100,20 +118,7 @@ def compile_all(
     Raises:
       InputError: no libtpu, no such slice, or sizes that do not divide.
     """
-    settings, judge = settings_of(config), config.judge
-    mesh = make_mesh(*sizes, devices=topology.devices())
-    run = Run(
-        nets=editor_nets(
-            folder_of(config.editor, "editor"), mesh, dtype=config.dtype, spec=settings.lora, layers=layers
-        ),
-        judge=judge_net(
-            folder_of(judge.model, "judge"), mesh, dtype=judge.dtype, quantize=judge.quantize or None, layers=layers
-        ),
-        settings=settings,
-        request=request or Request(*config.data.default_size),
-        decoding=Decoding(max_new_tokens=judge.max_new_tokens),
-        limits=Limits(batch=judge.batch),
-    )
+    run = run_of(config, make_mesh(*sizes, devices=topology.devices()), request=request, layers=layers)
     rows = []
 
     def compiled(program):

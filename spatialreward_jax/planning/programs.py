@@ -185,7 +185,8 @@ def _judge_encode(run: Run, jitted: Programs, outputs: Outputs) -> Program:
 def _judge_start(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     """Beginnings that several prompts share; runs 0 times where none is shared."""
     engine, one, counts = _judge(run)
-    wanted = _largest(one)[1].beginnings or batching.Beginnings((), 1, 16)
+    shared = [part.beginnings for each in one.runs for part in each.parts if part.beginnings]
+    wanted = max(shared, key=lambda some: some.rows * some.length, default=batching.Beginnings((), 1, 16))
     features = outputs.get("judge_encode", _features(run, one))
     prompt = _prompt(run, wanted.rows, wanted.length)
     args = (run.judge.adapters, run.judge.base, features, prompt)

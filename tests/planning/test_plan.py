@@ -42,7 +42,19 @@ def test_published_sizes_have_the_published_parameters(goldens):
     assert count(nets.vae.params) == published("flux_vae", goldens)["parameters"]
     assert count(judge.base) == published("qwen3_vl_8b", goldens)["parameters"]
     assert round(count(nets.adapters) / 1e6, 1) == 20.4
-    assert per_chip(judge.base) < 2 * count(judge.base) / 4 * 1.01  # split over fsdp
+    assert per_chip(judge.base) < 2 * count(judge.base) / 4 * 1.01  # split over four chips
+
+
+def test_the_judge_is_planned_as_the_run_lays_it_out():
+    """Quantised where the config says so, and with weights that stay where they are, beside an editor split by fsdp."""
+    config, mesh = config_of(), make_mesh(1, 8, 1)
+    run = plan.run_of(config, mesh)
+    config.judge.quantize = "int8"
+    small = plan.run_of(config, mesh)
+    assert small.judge.base["blocks"]["mlp"]["up"]["kernel"].dtype == "int8"
+    assert 0.5 < per_chip(small.judge.base) / per_chip(run.judge.base) < 0.6
+    assert dict(run.nets.mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(run.judge.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 8}
 
 
 def test_mesh_and_settings():
