@@ -36,7 +36,7 @@ PRESETS = {  # what runs where; everything else below is the recipe
     },
     "omnigen2": {
         "micro": (3, 3),  # fits slices of 16 GB chips too, see spatialreward_jax/plan.py
-        "judge": {"batch": 64},  # a multiple of the chips, or all of them decode the same rows
+        "judge": {"batch": 64},  # split over what `mesh.serving_mesh` leaves to rows
     },
 }
 

@@ -247,15 +247,3 @@ def test_sharding_rules_fit_every_mesh(goldens, fsdp, tensor):
     mesh = meshes.make_mesh(fsdp=fsdp, tensor=tensor)
     for config in (tiny, published(goldens)[0]):
         meshes.shardings(abstract(config), omnigen2.SHARDING, mesh)
-
-
-@pytest.mark.slow
-def test_sharded_equals_unsharded(net):
-    params, run = net
-    x, t, cond = request()
-    x, t, cond = (jax.tree.map(lambda a: jnp.concatenate([a, a]), tree) for tree in (x, t, cond))
-    mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(params, meshes.shardings(params, omnigen2.SHARDING, mesh))
-        out = run(placed, *jax.device_put((x, t, cond), meshes.batch_sharding(mesh, 4)))
-    close(out, run(params, x, t, cond))

@@ -71,16 +71,6 @@ def test_padding_and_neighbours_change_nothing(tower, arrays):
         np.testing.assert_allclose(alone[0, :length], together[row, :length], atol=1e-5)
 
 
-def test_mesh_changes_nothing(loaded, arrays, tower):
-    graph, params = loaded
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    placed = jax.device_put(params, shardings(params, qwen2_5_text.SHARDING, mesh))
-    ids, mask = jnp.asarray(arrays["input_ids"][:4], jnp.int32), jnp.asarray(arrays["attention_mask"][:4] > 0)
-    with jax.set_mesh(mesh):
-        hidden = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))(placed, ids, mask)
-    np.testing.assert_allclose(hidden, tower(ids, mask), atol=2e-5)
-
-
 def test_published_3b_names_and_shapes():
     """The reference class's names (transformers 5), and the published files' own."""
     published = json.loads((GOLDENS / "published" / "qwen2_5_vl_3b.json").read_text())

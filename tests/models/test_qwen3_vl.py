@@ -317,15 +317,6 @@ def test_text_alone(config, loaded):
         model.prefill(prompt, None, 7)
 
 
-def test_mesh_changes_nothing(config, loaded, single, outputs):
-    graph, params = loaded
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    placed = jax.device_put(params, shardings(params, qwen3_vl.SHARDING, mesh))
-    with jax.set_mesh(mesh):
-        logits = jax.jit(lambda params, *args: run(nnx.merge(graph, params), *args)[2])(placed, *single)
-    assert error(logits[:, :71], outputs[2][:, :71]) < TOLERANCE
-
-
 @pytest.mark.slow
 def test_decoding_on_a_mesh(loaded, batch, arrays):
     graph, params = loaded
