@@ -178,6 +178,17 @@ def define_flags() -> None:
     flags.DEFINE_integer("heartbeat", processes.HEARTBEAT, "Seconds of silence after which a process counts as lost.")
 
 
+def again(arguments: list[str], coordinator: str, processes: int) -> str:
+    """What to type to resume, given a process's own arguments: for all processes of a run, not for one of them."""
+    shared = ("--coordinator=", "--num_processes=", "--process_id=")
+    own = [argument for argument in arguments if not argument.startswith(shared)]
+    program = ["spatialreward_jax.train"]
+    if coordinator.startswith("localhost:"):
+        program = ["spatialreward_jax.launch", f"--processes={processes}", "train"]
+    where = "" if not coordinator or len(program) > 1 else f"on each of the {processes} hosts: "
+    return where + shlex.join([sys.executable, "-m", *program, *own])
+
+
 def main(_argv: list[str]) -> int:
     """Flags -> task -> run -> where everything lies."""
     given = flags.FLAGS
@@ -202,9 +213,8 @@ def main(_argv: list[str]) -> int:
         raise InputError(str(error)) from error
     processes.say(f"{len(jax.devices())} devices ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}")
     task = processes.together(lambda: recipe.make_task(config, mesh, workdir))
-    command = shlex.join([sys.executable, "-m", "spatialreward_jax.train", *sys.argv[1:]])
     try:
-        summary = run(task, settings, workdir, command=command)
+        summary = run(task, settings, workdir, command=again(sys.argv[1:], given.coordinator, given.num_processes))
     except (NonFiniteError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -198,6 +198,15 @@ def test_sigterm_and_sigkill_in_a_process_of_its_own(program, tmp_path, whole):
     np.testing.assert_array_equal(_params(tmp_path / "run")["w"], whole[0]["w"])
 
 
+def test_the_command_to_resume_is_for_all_processes():
+    own, shared = ["--config=c.py", "--workdir=w"], ["--num_processes=2", "--process_id=0"]
+    assert train.again(own, "", 0).endswith(" -m spatialreward_jax.train --config=c.py --workdir=w")
+    local = train.again([*own, "--coordinator=localhost:1", *shared], "localhost:1", 2)
+    assert local.endswith(" -m spatialreward_jax.launch --processes=2 train --config=c.py --workdir=w")
+    pod = train.again([*own, "--coordinator=10.0.0.2:1", *shared], "10.0.0.2:1", 2)
+    assert pod.startswith("on each of the 2 hosts: ") and pod.endswith(" spatialreward_jax.train " + " ".join(own))
+
+
 @pytest.mark.slow
 def test_two_processes_write_once_and_agree(program, tmp_path, whole):
     port = 20_000 + os.getpid() % 20_000
@@ -211,6 +220,7 @@ def test_two_processes_write_once_and_agree(program, tmp_path, whole):
     outs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outs
     assert "stopped by SIGTERM" in outs[0][0] and "step 1/" not in outs[1][0], outs
+    assert "spatialreward_jax.launch --processes=2 train --config=" in outs[0][0], outs
     runs = [program(*shared, f"--process_id={i}") for i in range(2)]
     outs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0] and "resumed after" in outs[0][0] and "done: 6" in outs[0][0], (
