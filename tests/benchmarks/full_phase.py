@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from nets import count
+from phase import INSTRUCTION, FixedReward
 
 from spatialreward_jax import cli
 from spatialreward_jax.data.pipeline import EditBatch
@@ -44,7 +45,7 @@ from spatialreward_jax.planning.flops import Counting, count_flops
 from spatialreward_jax.planning.recipe_cost import guided_share
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO
 from spatialreward_jax.recipes.grpo_settings import Settings
-from spatialreward_jax.reward.backends import Graded, JudgeBackend, WeightedReward
+from spatialreward_jax.reward.backends import JudgeBackend, WeightedReward
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.loading import load_judge
@@ -53,7 +54,6 @@ from spatialreward_jax.reward.vlm import VLM, Decoding
 
 PARTS = ("transformer", "vae", "mllm")
 ROOMS = ("encode", "sample", "decode", "score", "_updates")
-INSTRUCTION = "make the red circle in the middle of the picture a little larger and turn it blue"
 MATMUL = 8192
 """Side of the bfloat16 product that measures the accelerator."""
 
@@ -70,14 +70,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("new", 300, "Tokens of each of the judge's answers.", lower_bound=1)
     flags.DEFINE_integer("batch", 32, "Answers decoded at a time.", lower_bound=1)
     flags.DEFINE_float("peak", 0.0, "Dense bfloat16 TFLOP/s of the accelerator by its data sheet; 0: unknown.")
-
-
-class GivenReward:
-    """Backend that gives the k-th edit of a phase a number of its own, whatever it shows."""
-
-    def __call__(self, edits: Sequence[Any], scores: Any) -> list[Graded]:
-        """Numbers between 0 and 1."""
-        return [Graded((0.37 * k) % 1.0) for k in range(len(edits))]
 
 
 def write_folders(root: pathlib.Path, size: str) -> tuple[pathlib.Path, pathlib.Path]:
@@ -120,7 +112,7 @@ def load_reward(folder: pathlib.Path, given: flags.FlagValues) -> WeightedReward
     net = load_judge(folder, dtype="bfloat16", scratch=given.seed, serving=True)
     processor, limits = Processor(folder, "rl"), Limits(batch=given.batch)
     judge = RewardModel(VLM(net, processor, Decoding(max_new_tokens=given.new), model="random", limits=limits))
-    return WeightedReward({"judge": JudgeBackend(judge), "given": GivenReward()}, {"judge": 0.0, "given": 1.0})
+    return WeightedReward({"judge": JudgeBackend(judge), "given": FixedReward()}, {"judge": 0.0, "given": 1.0})
 
 
 def timed(task: FlowGRPO) -> dict[str, list[float]]:
