@@ -150,6 +150,8 @@ class FlowGRPO:
             "exported": str(self.exported),
             "old_logp": "training program" if self.recompute else "sampler",
             **(self.heldout.gain() if self.heldout else {}),
+            "no_overedit_before": history.eval_first.get("heldout/no_overedit"),
+            "no_overedit_after": history.eval_last.get("heldout/no_overedit"),
         }
 
     def export(self, state: TrainState) -> None:

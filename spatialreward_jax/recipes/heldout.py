@@ -37,15 +37,17 @@ class HeldoutEdits:
         self.after: list[float] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
-        """Yields means over the requests and their standard errors: "oracle" is the truth, "reward" the run's own."""
-        oracle, reward = [], []
+        """Yields means over the requests and standard errors: "oracle" is the truth, "no_overedit" (0..25) its word on
+        what was to stay, "reward" the run's own."""
+        oracle, reward, kept = [], [], []
         for first in range(0, len(self.requests), CHUNK):
             rewards = self._chunk(state, first)
             oracle += rewards.parts["oracle/reward"].tolist()
+            kept += rewards.parts["oracle/no_overedit"].tolist()
             reward += rewards.reward[rewards.valid].tolist()
         self.after = oracle
         self.before = self.before or oracle
-        for name, values in (("oracle", oracle), ("reward", reward)):
+        for name, values in (("oracle", oracle), ("no_overedit", kept), ("reward", reward)):
             if values:
                 yield name, float(np.mean(values))
                 yield f"{name}_sem", standard_error(values)

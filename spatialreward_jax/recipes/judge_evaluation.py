@@ -61,7 +61,8 @@ class Verdicts:
         self._task = task
         decoding = Decoding(max_new_tokens=s.max_new_tokens)
         self._vlm = VLM(task.net, task.processor, decoding, model=s.judge)
-        self._model = RewardModel(self._vlm, templates=task.templates)
+        parsing = "strict" if s.boxes else "no_regions"
+        self._model = RewardModel(self._vlm, templates=task.templates, parsing=parsing)
         self._pairs = [ranking("validation", index, 2) for index in range(s.eval_edits)]
         self._edits = [
             Edit(render(candidate.sample.source), candidate.image(), candidate.sample.instruction)

@@ -1,8 +1,9 @@
 """A judge's text -> two sub-scores, regions, reasoning; or the reason why there are none.
 
-Three modes. `strict` is ours: one well-formed JSON object with in-range scores, or no number. `server` and `bench`
-repeat what the official reward server and the official benchmark programs read, fall-backs to the neutral 12.5
-included, so that published numbers can be reproduced. In no mode does an unreadable or non-finite number pass.
+Four modes. `strict` is ours: one well-formed JSON object with in-range scores, or no number; `no_regions` is the same
+for judges that were trained to name no regions (an ablation). `server` and `bench` repeat what the official reward
+server and the official benchmark programs read, fall-backs to the neutral 12.5 included, so that published numbers can
+be reproduced. In no mode does an unreadable or non-finite number pass.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.types import NEUTRAL, SCORE_RANGE
 
-MODES = ("strict", "server", "bench")
+MODES = ("strict", "server", "bench", "no_regions")
 
 _NUMBER = r"[-+]?\d*\.?\d+"
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n?```", re.DOTALL)
@@ -61,6 +62,8 @@ def parse(text: str, mode: str, *, regions: bool) -> Parsed:
     """Reads one answer. `regions`: whether it is an SC answer, which lists edited regions. Never raises on any text."""
     if mode not in MODES:
         raise InputError(f"parsing mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
+    if mode == "no_regions":
+        mode, regions = "strict", False
     parsed = {"strict": _strict, "server": _server, "bench": _bench}[mode](text, regions)
     if parsed.scores is not None and not all(math.isfinite(score) for score in parsed.scores):
         return dataclasses.replace(parsed, scores=None, error=f"scores {list(parsed.scores)} are not finite")

@@ -31,6 +31,13 @@ def test_strict_reads_a_well_formed_answer():
     assert strict(SC | {"edit_region": []}).regions == ()
 
 
+def test_a_judge_without_regions_is_read_as_strictly():
+    plain = {name: value for name, value in SC.items() if name != "edit_region"}
+    assert strict(plain).scores is None
+    assert parse(json.dumps(plain), "no_regions", regions=True).scores == (21, 17.5)
+    assert parse(json.dumps(plain) + " Done.", "no_regions", regions=True).scores is None
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

@@ -1,0 +1,18 @@
+"""The paper in miniature: comparisons on EditWorld with the same budget for every arm."""
+
+from spatialreward_jax.studies.arms import STUDIES, Arm, Place, Study, Value
+from spatialreward_jax.studies.cells import Cell, read_cell, run_cell
+from spatialreward_jax.studies.table import interval, study_table
+
+__all__ = [
+    "STUDIES",
+    "Arm",
+    "Cell",
+    "Place",
+    "Study",
+    "Value",
+    "interval",
+    "read_cell",
+    "run_cell",
+    "study_table",
+]

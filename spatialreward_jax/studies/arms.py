@@ -1,0 +1,165 @@
+"""What is compared: studies, their arms, the commands of an arm, and where its numbers stand afterwards.
+
+An arm is a list of this package's own programs with flags, so that any cell can be run by hand too.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+JUDGE_STEPS = 800
+"""Updates of a judge: at most 20 minutes on two CPU cores, a third of them grounding alone."""
+
+RL_STEPS = 40
+"""Phases of an RL run: at most 6 minutes on two CPU cores."""
+
+RANKINGS = 128
+"""Rankings of each size (2, 3 and 4 edits) of the test split."""
+
+HELDOUT = 256
+"""Held-out edits whose truth is compared before and after RL."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a cell works. root: of all studies. folder: of the cell. rankings: test rankings, others for each seed."""
+
+    root: pathlib.Path
+    folder: pathlib.Path
+    rankings: pathlib.Path
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A number that a command leaves behind: keys into a JSON file of the cell's folder; `index` into a list."""
+
+    file: str
+    keys: tuple[str, ...]
+    index: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: the budget of all of them.
+
+    values: column -> where its number stands; a number that is absent (no region without boxes) leaves a gap.
+    """
+
+    commands: Callable[[Place], list[list[str]]]
+    values: Mapping[str, Value]
+    minutes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """title: the question. arms: by name; the first is what the others are compared with."""
+
+    title: str
+    arms: Mapping[str, Arm]
+
+
+def judge_folder(root: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+    """The judge that an arm of the study "boxes" trained."""
+    return root / "boxes" / arm / f"seed{seed}" / "train" / "judge"
+
+
+def _evaluate(model: pathlib.Path | str, place: Place, *flags: str) -> list[str]:
+    named = (f"--model={model}", f"--data={place.rankings}", f"--out={place.folder / 'evaluation'}")
+    return ["evaluate", "--bench=editworld", *named, *flags]
+
+
+_RESULTS = "evaluation/results.json"
+_RANKING_VALUES = {
+    "pairs": Value(_RESULTS, ("tables", "by size", "2pair", "correct")),
+    "3-way": Value(_RESULTS, ("tables", "by size", "3pair", "correct")),
+    "4-way": Value(_RESULTS, ("tables", "by size", "4pair", "correct")),
+    "all ranks": Value(_RESULTS, ("figures", "accuracy", "value")),
+    "region IoU": Value(_RESULTS, ("regions", "union_iou")),
+    "box precision": Value(_RESULTS, ("regions", "precision_at_50")),
+    "valid rankings": Value(_RESULTS, ("counts", "ok")),
+}
+
+
+def _judge_arm(boxes: bool, cited: bool) -> Arm:
+    def commands(place: Place) -> list[list[str]]:
+        lessons = f"--config.data.editworld.boxes={boxes}", f"--config.data.editworld.cited={cited}"
+        training = ["train", "--config=configs/reward_sft.py", f"--workdir={place.folder / 'train'}", *lessons]
+        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}"]
+        training += [f"--config.data.editworld.grounding_batches={JUDGE_STEPS // 3}", "--config.eval_every=0"]
+        parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
+        return [training, _evaluate(place.folder / "train/judge", place, parsing)]
+
+    return Arm(commands, _RANKING_VALUES, minutes=20)
+
+
+def _aggregation_arm(kind: str) -> Arm:
+    def commands(place: Place) -> list[list[str]]:
+        return [_evaluate("embedded", place, f"--aggregation={kind}", "--constrained", f"--seed={place.seed}")]
+
+    return Arm(commands, _RANKING_VALUES, minutes=5)
+
+
+_SUMMARY = "train/summary.json"
+_RL_VALUES = {
+    "oracle before": Value(_SUMMARY, ("oracle_before",)),
+    "oracle after": Value(_SUMMARY, ("oracle_after",)),
+    "gain low": Value(_SUMMARY, ("oracle_gain_ci95",), 0),
+    "gain high": Value(_SUMMARY, ("oracle_gain_ci95",), 1),
+    "reward first": Value(_SUMMARY, ("reward_first",)),
+    "reward last": Value(_SUMMARY, ("reward_last",)),
+    "kept before": Value(_SUMMARY, ("no_overedit_before",)),
+    "kept after": Value(_SUMMARY, ("no_overedit_after",)),
+    "seconds": Value(_SUMMARY, ("seconds",)),
+}
+
+
+def _rl_arm(flags: Callable[[Place], Sequence[str]]) -> Arm:
+    def commands(place: Place) -> list[list[str]]:
+        training = ["train", "--config=configs/grpo.py", f"--workdir={place.folder / 'train'}"]
+        training += [f"--config.seed={place.seed}", f"--config.steps={RL_STEPS}", f"--config.eval.heldout={HELDOUT}"]
+        return [[*training, *flags(place)]]
+
+    return Arm(commands, _RL_VALUES, minutes=6)
+
+
+def _rewards(judge: float = 0.0, oracle: float = 0.0) -> list[str]:
+    return [f"--config.rewards.{name}={w}" for name, w in (("judge", judge), ("guards", 0.0), ("oracle", oracle))]
+
+
+def _without_boxes(place: Place) -> list[str]:
+    judge = judge_folder(place.root, "none", place.seed)
+    return [*_rewards(judge=1.0), f"--config.judge.model={judge}", "--config.judge.parsing=no_regions",
+            "--config.judge.constrained=False"]  # fmt: skip
+
+
+STUDIES: Mapping[str, Study] = {
+    "boxes": Study(
+        "Does a judge rank better when it names regions, and when its reasoning cites them?",
+        {"cited": _judge_arm(True, True), "uncited": _judge_arm(True, False), "none": _judge_arm(False, False)},
+    ),
+    "aggregation": Study(
+        "Which aggregation of the four scores ranks best?",
+        {"weighted": _aggregation_arm("weighted"), "min": _aggregation_arm("min"), "mean": _aggregation_arm("mean")},
+    ),
+    "reward": Study(
+        "What does the editor learn from the judge with boxes, the judge without, and the truth itself?",
+        {
+            "cited": _rl_arm(lambda place: [*_rewards(judge=1.0), "--config.judge.model="
+                                            f"{judge_folder(place.root, 'cited', place.seed)}"]),
+            "none": _rl_arm(_without_boxes),
+            "oracle": _rl_arm(lambda place: _rewards(oracle=1.0)),
+        },
+    ),
+    "recipe": Study(
+        "What do the parity and the window recipe gain for the same number of phases, and in what time?",
+        {name: _rl_arm(lambda place, name=name: [f"--config.recipe={name}"]) for name in ("parity", "window")},
+    ),
+    "reward_aggregation": Study(
+        "Which aggregation is the best reward?",
+        {
+            kind: _rl_arm(lambda place, kind=kind: [*_rewards(judge=1.0), f"--config.judge.aggregate={kind}"])
+            for kind in ("weighted", "min", "mean")
+        },
+    ),
+}  # fmt: skip

@@ -1,0 +1,110 @@
+"""One cell of a study, an arm at a seed: run once, kept as JSON, never run again."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spatialreward_jax.data.editworld import write_rankings
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.reporting.progress import write_json
+from spatialreward_jax.studies.arms import RANKINGS, STUDIES, Arm, Place, Value
+
+FILE = "cell.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """values: column -> number, or None where the arm has none. seconds: of each command. commands: as typed."""
+
+    study: str
+    arm: str
+    seed: int
+    commands: list[str]
+    seconds: list[float]
+    values: dict[str, float | None]
+
+
+def find_arm(study: str, arm: str) -> Arm:
+    """Raises InputError for unknown names."""
+    if study not in STUDIES:
+        raise InputError(f"study {study!r} is unknown: choose one of {', '.join(STUDIES)}")
+    if arm not in STUDIES[study].arms:
+        raise InputError(f"study {study} has no arm {arm!r}: choose one of {', '.join(STUDIES[study].arms)}")
+    return STUDIES[study].arms[arm]
+
+
+def place_of(root: pathlib.Path, study: str, arm: str, seed: int) -> Place:
+    """Folders of a cell below the folder of all studies."""
+    return Place(root, root / study / arm / f"seed{seed}", root / "rankings" / f"seed{seed}", seed)
+
+
+def typed(words: list[str]) -> str:
+    """A command as a user would type it."""
+    return " ".join(["python -m", f"spatialreward_jax.{words[0]}", *words[1:]])
+
+
+def read_cell(root: pathlib.Path, study: str, arm: str, seed: int) -> Cell | None:
+    """A cell that was run, or None.
+
+    Raises InputError for one that was run by other commands than today's, whose numbers would not be comparable.
+    """
+    place = place_of(root, study, arm, seed)
+    file = place.folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        cell = Cell(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): remove {place.folder} and run the cell again") from error
+    if cell.commands != [typed(words) for words in find_arm(study, arm).commands(place)]:
+        raise InputError(f"{file} comes from other commands than today's: remove {place.folder} and run it again")
+    return cell
+
+
+def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[[str], None] = print) -> Cell:
+    """Runs a cell, or returns the one that was run; programs that were interrupted go on where they stopped.
+
+    Raises InputError when a command fails.
+    """
+    cell = read_cell(root, study, arm, seed)
+    if cell is not None:
+        return cell
+    found, place = find_arm(study, arm), place_of(root, study, arm, seed)
+    place.rankings.parent.mkdir(parents=True, exist_ok=True)
+    write_rankings(place.rankings, "test", RANKINGS, seed)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    commands, seconds = found.commands(place), []
+    for words in commands:
+        say(typed(words))
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
+        if done.returncode:
+            raise InputError(f"cell {study}/{arm}/seed{seed}: status {done.returncode} of {typed(words)}")
+        seconds.append(round(time.monotonic() - start, 1))
+    if sum(seconds) > 60 * found.minutes:
+        say(f"WARNING: {sum(seconds) / 60:.1f} minutes, more than the arm's {found.minutes:g}")
+    values = {column: look_up(place.folder, value) for column, value in found.values.items()}
+    cell = Cell(study, arm, seed, [typed(words) for words in commands], seconds, values)
+    write_json(place.folder / FILE, dataclasses.asdict(cell))
+    shutil.rmtree(place.folder / "train" / "checkpoints", ignore_errors=True)  # the cell is done: nothing resumes
+    return cell
+
+
+def look_up(folder: pathlib.Path, value: Value) -> float | None:
+    """The number, or None where the file has no such key. Raises InputError without the file."""
+    file = folder / value.file
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    for key in value.keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if value.index is not None and found is not None:
+        found = found[value.index]
+    return None if found is None else float(found)

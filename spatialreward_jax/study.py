@@ -1,0 +1,52 @@
+"""The paper in miniature: runs what is missing of a study on EditWorld, and prints its table.
+
+    python -m spatialreward_jax.study --study=boxes --workdir=studies --seeds=0,1,2
+    python -m spatialreward_jax.study --study=boxes --arm=cited --seeds=0 --workdir=studies
+    python -m spatialreward_jax.study --study=all --workdir=studies --table
+
+Every arm of a study has the same budget; each cell (arm, seed) is kept as JSON in the workdir and never run again.
+--table runs nothing: cells that were not run show their command. The tables also go to WORKDIR/STUDY.md.
+"""
+
+import pathlib
+
+from absl import flags
+
+from spatialreward_jax import cli
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.studies import STUDIES, run_cell, study_table
+
+
+def define_flags() -> None:
+    """The program's flags; not at import, so that programs can import each other."""
+    flags.DEFINE_enum("study", None, [*STUDIES, "all"], "Which comparison.")
+    flags.DEFINE_string("workdir", "", "Folder of all studies.")
+    flags.DEFINE_string("arm", "", "Run this arm alone.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every arm.")
+    flags.DEFINE_bool("table", False, "Run nothing, print the tables.")
+
+
+def main(_argv: list[str]) -> None:
+    """Runs the cells that are missing, prints and writes the tables."""
+    given = flags.FLAGS
+    if not given.study or not given.workdir:
+        raise InputError("give --study=NAME (or all) and --workdir=FOLDER")
+    if not all(seed.isdigit() for seed in given.seeds):
+        raise InputError(f"--seeds={','.join(given.seeds)}: give whole numbers")
+    if not given.table and not pathlib.Path("configs").is_dir():
+        raise InputError("the commands name configs/*.py: run studies from a clone of the repository")
+    root, seeds = pathlib.Path(given.workdir).absolute(), [int(seed) for seed in given.seeds]
+    for study in STUDIES if given.study == "all" else [given.study]:
+        arms = [given.arm] if given.arm else list(STUDIES[study].arms)
+        for seed in () if given.table else seeds:
+            for arm in arms:
+                run_cell(root, study, arm, seed)
+        table = study_table(root, study, seeds)
+        if not given.table:
+            (root / f"{study}.md").write_text(table, encoding="utf-8")
+        print(table, flush=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

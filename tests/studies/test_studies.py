@@ -1,0 +1,116 @@
+"""Studies with a stand-in for the programs, and the real arms' flags against the real configs and programs."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import types
+
+import numpy as np
+import pytest
+
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.studies import STUDIES, Arm, Study, Value, cells, interval, read_cell, run_cell, study_table
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUALITY = {"good": 0.8, "bad": 0.5}
+
+
+def arm(name):
+    def commands(place):
+        return [
+            ["train", f"--workdir={place.folder / 'train'}", f"--config.quality={QUALITY[name] + place.seed / 100}"]
+        ]
+
+    values = {"quality": Value("train/summary.json", ("quality",)), "gap": Value("train/summary.json", ("a", "b"), 1)}
+    return Arm(commands, values, minutes=1)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A study of two arms whose program writes its summary at once; yields what was run."""
+    study = Study("Is good better?", {name: arm(name) for name in QUALITY})
+    monkeypatch.setattr(cells, "write_rankings", lambda *args: None)
+    monkeypatch.setitem(STUDIES, "toy", study)
+    ran = []
+
+    def program(command):
+        words = dict(word[2:].split("=", 1) for word in command if word.startswith("--"))
+        ran.append(words)
+        folder = pathlib.Path(words["workdir"])
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"quality": float(words["config.quality"]), "a": {}}))
+        return types.SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(cells.subprocess, "run", program)
+    return ran
+
+
+def test_a_cell_runs_once_and_is_kept(toy, tmp_path):
+    first = run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
+    assert first.values == {"quality": 0.8, "gap": None}
+    assert run_cell(tmp_path, "toy", "good", 0) == first == read_cell(tmp_path, "toy", "good", 0)
+    assert len(toy) == 1
+    assert read_cell(tmp_path, "toy", "good", 1) is None
+
+
+def test_numbers_of_other_commands_are_refused(toy, tmp_path, monkeypatch):
+    run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
+    monkeypatch.setitem(QUALITY, "good", 0.9)
+    with pytest.raises(InputError, match="other commands than today's"):
+        read_cell(tmp_path, "toy", "good", 0)
+
+
+def test_a_failed_command_names_the_cell_and_keeps_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells.subprocess, "run", lambda command: types.SimpleNamespace(returncode=3))
+    with pytest.raises(InputError, match=r"toy/bad/seed2: status 3"):
+        run_cell(tmp_path, "toy", "bad", 2, say=lambda line: None)
+    assert read_cell(tmp_path, "toy", "bad", 2) is None
+
+
+def test_unknown_names(tmp_path):
+    with pytest.raises(InputError, match="choose one of boxes"):
+        run_cell(tmp_path, "nothing", "a", 0)
+    with pytest.raises(InputError, match="has no arm 'a': choose one of cited, uncited, none"):
+        run_cell(tmp_path, "boxes", "a", 0)
+
+
+def test_the_table_has_intervals_pairs_seeds_and_shows_what_was_not_run(toy, tmp_path):
+    empty = study_table(tmp_path, "toy", [0, 1])
+    assert empty.count("not run |") == 6 and not re.search(r"\d\.\d{3}", empty)
+    for name, seed in (("good", 0), ("good", 1), ("bad", 0), ("bad", 1), ("bad", 2)):
+        run_cell(tmp_path, "toy", name, seed, say=lambda line: None)
+    text = study_table(tmp_path, "toy", [0, 1, 2])
+    mean, low, high = interval([0.80, 0.81])
+    assert f"| good | 0, 1 | {mean:.3f} ({low:.3f} to {high:.3f}) | - |" in text
+    assert "| bad | 0, 1 | -0.300 (-0.300 to -0.300) | - |" in text, "seed 2 has no partner"
+    assert re.findall(r"--arm=(\w+) --seeds=(\d)", text) == [("good", "2")]
+
+
+def test_intervals_are_students():
+    mean, low, high = interval([1.0, 2.0, 4.0])
+    half = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
+    assert (mean, low, high) == pytest.approx((7 / 3, 7 / 3 - half, 7 / 3 + half), rel=1e-6)
+    assert np.isnan(interval([1.0])[1])
+
+
+@pytest.mark.parametrize("study, name", [(study, name) for study, found in STUDIES.items() for name in found.arms])
+def test_the_flags_of_every_arm_exist(study, name, tmp_path):
+    place = cells.place_of(tmp_path, study, name, 1)
+    for program, *words in STUDIES[study].arms[name].commands(place):
+        source = (ROOT / f"spatialreward_jax/{program}.py").read_text()
+        given = [word.removeprefix("--").split("=")[0] for word in words]
+        assert len(set(given)) == len(given)
+        for flag in given:
+            if not flag.startswith("config."):
+                assert re.search(rf'"{flag}"', source), flag
+        if program == "train":
+            path = next(word for word in words if word.startswith("--config=")).removeprefix("--config=")
+            spec = importlib.util.spec_from_file_location("config", ROOT / path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            config = module.get_config()
+            for flag in (flag for flag in given if flag.startswith("config.")):
+                value = config
+                for key in flag.split(".")[1:]:
+                    value = value[key]
