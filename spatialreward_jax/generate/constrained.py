@@ -111,12 +111,10 @@ def _round(extend, params, state: Decode, *, tables, sampler, eos, expected, str
     reads = jnp.where(state.done, 0, count)
     at = jnp.maximum(reads - 1, 0)
 
-    def step(cache):
-        wide = lambda cache: extend(params, fed, at, reads, cache)
-        narrow = lambda cache: extend(params, fed[:, :1], at, reads, cache)
-        return jax.lax.cond((reads > 1).any(), wide, narrow, cache)
-
-    return read(state, step)
+    step = lambda width: lambda cache: extend(params, fed[:, :width], at, reads, cache)
+    widths = sorted({1, stride})
+    wide = (reads > 1).any().astype(jnp.int32) if stride > 1 else 0
+    return read(state, *map(step, widths), which=wide)
 
 
 def _write(tables, ends, sampler, state, fed, count, token, on, logp):

@@ -180,27 +180,34 @@ def write(
     )
 
 
-def read(state: Decode, step: Callable[[Any], tuple[jax.Array, Any]]) -> Decode:
-    """`step(cache) -> (logits [B, V], cache)`, unless all rows are done."""
-    going = ~state.done.all()
-    logits, cache = jax.lax.cond(going, step, lambda cache: (state.logits, cache), state.cache)
+Step = Callable[[Any], tuple[jax.Array, Any]]
+"""cache -> (logits [B, V], cache)."""
+
+
+def read(state: Decode, *steps: Step, which: jax.Array | int = 0) -> Decode:
+    """Takes the step `which` of some, none if all rows are done."""
+    going, logits, cache = ~state.done.all(), state.logits, state.cache
+    for number, step in enumerate(steps):  # XLA copies the cache for a choice among three
+        skip = functools.partial(lambda logits, cache: (logits, cache), logits)
+        logits, cache = jax.lax.cond(going & (which == number), step, skip, cache)
     return state._replace(logits=logits.astype(jnp.float32), cache=cache, passes=state.passes + going)
 
 
-def bucket(size: int, *, least: int = 64, most: int | None = None) -> int:
+def bucket(size: int, *, least: int = 64, most: int | None = None, parts: int = 2) -> int:
     """Smallest of least * (1, 1.5, 2, 3, 4, 6, 8, ...) that holds `size`, so that few shapes are compiled.
 
-    `most` is the last bucket, whatever the ladder says.
+    `most` is the last bucket, whatever the ladder says. `parts`: buckets from one power of two to the next, which must
+    divide `least`; 2 is the ladder above.
 
     Raises:
       InputError: `size` is larger than `most`.
     """
     if most is not None and size > most:
         raise InputError(f"{size} does not fit into the largest bucket of {most}: shorten the input or raise the limit")
-    step = least
-    while step < size:
-        half = step + step // 2
-        step = half if half >= size else 2 * step
+    octave = least
+    while 2 * octave <= size:
+        octave *= 2
+    step = octave + -(-max(size - octave, 0) * parts // octave) * octave // parts
     return step if most is None else min(step, most)
 
 

@@ -13,6 +13,9 @@ from spatialreward_jax.generate import bucket
 SPREAD = 4
 """A run's longest prompt is at most this much longer than its shortest: all its slots have room for the longest."""
 
+PARTS = 4
+"""Buckets of prompt lengths between two powers of two: reading prompts is most of the work, padding at most a fifth."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -25,7 +28,7 @@ class Limits:
         prompt: tokens of a prompt, image tokens included.
         tokens: of prompts that are read together; a longer prompt is read alone.
         beginnings: of prompts kept at a time for the questions that share them; 0: none is shared.
-        stride: tokens of a row that one pass of the net reads where the grammar forces them.
+        stride: tokens of a row that one pass of the net reads where the grammar forces them (see `engine.PASS`).
     """
 
     batch: int = 16
@@ -154,9 +157,9 @@ def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[
 
 def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run:
     """Shared beginnings first, each held while its own questions wait; then whole prompts, the longest first."""
-    room = bucket(max(lengths[question].whole for question in questions), most=limits.prompt)
+    room = _bucket(max(lengths[question].whole for question in questions), limits)
     tables: dict[int, list[list[int]]] = {}
-    for group in _alike(questions, lengths) if limits.beginnings else ():
+    for group in _alike(questions, lengths, limits) if limits.beginnings else ():
         tables.setdefault(_begin_bucket(lengths[group[0]].begin), []).append(group)
     parts = []
     for length, groups in tables.items():
@@ -167,13 +170,13 @@ def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run
     whole: dict[int, list[int]] = {}
     for question in questions:
         if question not in shared:
-            whole.setdefault(bucket(lengths[question].whole, most=limits.prompt), []).append(question)
+            whole.setdefault(_bucket(lengths[question].whole, limits), []).append(question)
     for length, members in sorted(whole.items(), reverse=True):
         parts.append(Part(tuple(members), length, _rows(length, limits)))
     return Run(min(power_of_two(len(questions)), limits.batch), room, tuple(parts))
 
 
-def _alike(questions: Sequence[int], lengths: Sequence[Length]) -> list[list[int]]:
+def _alike(questions: Sequence[int], lengths: Sequence[Length], limits: Limits) -> list[list[int]]:
     """Groups of questions that begin alike, where reading the beginning once reads fewer tokens, padding included."""
     groups: dict[Hashable, list[int]] = {}
     for question in questions:
@@ -181,8 +184,9 @@ def _alike(questions: Sequence[int], lengths: Sequence[Length]) -> list[list[int
             groups.setdefault(lengths[question].key, []).append(question)
 
     def saved(group: list[int]) -> int:
-        saved = sum(bucket(lengths[q].whole) - bucket(lengths[q].whole - lengths[q].begin) for q in group)
-        return saved - _begin_bucket(lengths[group[0]].begin)
+        whole = sum(_bucket(lengths[q].whole, limits) for q in group)
+        rest = sum(_bucket(lengths[q].whole - lengths[q].begin, limits) for q in group)
+        return whole - rest - _begin_bucket(lengths[group[0]].begin)
 
     return [group for group in groups.values() if len(group) > 1 and saved(group) > 0]
 
@@ -194,7 +198,7 @@ def _behind(groups: list[list[int]], length: int, lengths: Sequence[Length], lim
     for which, group in enumerate(groups):
         for question in group:
             rest = lengths[question].whole - lengths[question].begin
-            rests.setdefault(bucket(rest, most=limits.prompt), []).append((question, which))
+            rests.setdefault(_bucket(rest, limits), []).append((question, which))
     parts = []
     for rest, members in sorted(rests.items(), reverse=True):
         behind, which = zip(*members)
@@ -208,8 +212,12 @@ def _rows(length: int, limits: Limits) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
+def _bucket(length: int, limits: Limits) -> int:
+    return bucket(length, most=limits.prompt, parts=PARTS)
+
+
 def _begin_bucket(length: int) -> int:
-    return bucket(length, least=16)
+    return bucket(length, least=16, parts=PARTS)
 
 
 def power_of_two(count: int) -> int:

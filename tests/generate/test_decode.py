@@ -127,6 +127,8 @@ def test_repetition_penalty_sees_prompt_and_answer():
 
 def test_buckets():
     assert [bucket(n) for n in (1, 64, 65, 97, 129, 193, 900)] == [64, 64, 96, 128, 192, 256, 1024]
+    assert [bucket(n, parts=4) for n in (1, 64, 65, 81, 128, 129, 900)] == [64, 64, 80, 96, 128, 160, 1024]
+    assert [bucket(n, least=16, parts=4) for n in (3, 17, 21, 33)] == [16, 20, 24, 40]
     assert bucket(900, most=1000) == 1000
     with pytest.raises(InputError, match="1001 does not fit into the largest bucket of 1000"):
         bucket(1001, most=1000)

@@ -69,7 +69,8 @@ def close(a, b):
             np.testing.assert_allclose(one.expected, other.expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("sampled", marks=pytest.mark.slow), "constrained"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sampled", "constrained"])
 def test_refilled_slots_and_shared_beginnings_change_no_answer(goldens, asked, mode, monkeypatch):
     """Three slots for twelve questions, beginnings read once, against all questions at a time, each read whole."""
     want = engine_of(goldens, MODES[mode], Limits(batch=16, beginnings=0)).answer(asked)
