@@ -7,8 +7,11 @@ import threading
 
 import numpy as np
 import pytest
+from evaluation_data import cell, write_parquet
 
+from spatialreward_jax.evaluation import evaluate, gedit
 from spatialreward_jax.evaluation.vie_judge import VIEJudge
+from spatialreward_jax.io.images import write_png
 from spatialreward_jax.reward.types import Edit
 
 
@@ -87,3 +90,25 @@ def test_identity_changes_with_the_wording(monkeypatch):
     before = VIEJudge("u", "m").identity
     monkeypatch.setattr(vie_judge, "QUALITY_PROMPT", "another wording")
     assert VIEJudge("u", "m").identity.template != before.template
+
+
+def test_gedit_is_scored_by_an_endpoint(tmp_path):
+    """Images made before, marks from the endpoint, figures and manifest; started again it asks nothing."""
+    rows = [
+        {"key": f"k{n}", "task_type": "color_alter", "instruction": "make it blue", "instruction_language": "en"}
+        | {"input_image": cell(3), "Intersection_exist": True}
+        for n in range(2)
+    ]
+    write_parquet(tmp_path / "data.parquet", rows)
+    for n in range(2):
+        write_png(tmp_path / f"images/fullset/color_alter/en/k{n}.png", np.full((16, 24, 3), 90 * n, np.uint8))
+    with _endpoint(_marks) as (url, seen):
+        judge = VIEJudge(url, "some-vlm")
+        given = (gedit.benchmark(tmp_path / "images"), tmp_path / "data.parquet", tmp_path / "out", judge)
+        results = evaluate(*given)
+        assert len(seen) == 4 and evaluate(*given) == results and len(seen) == 4
+    figures = {name: figure["value"] for name, figure in results["figures"].items()}
+    assert (figures["semantics"], figures["quality"]) == (5, 9)
+    assert figures["overall"] == figures["judge"] == pytest.approx(45**0.5, abs=1e-6)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["identity"]["model"] == "some-vlm" and manifest["identity"] == results["identity"]
