@@ -103,6 +103,8 @@ def main(_argv) -> None:
         results = evaluate(
             benchmark, _DATA.value, _OUT.value, judge, batch_size=_BATCH.value, report=_progress("edits"), **options
         )
+        if _MODEL.value:
+            print(f"the judge's programs compiled: {len(judge.answerer.engine.shapes)}")
     print(report(results))
     print(f"results: {pathlib.Path(_OUT.value) / 'results.json'}")
 

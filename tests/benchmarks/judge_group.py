@@ -228,6 +228,17 @@ def work(p: Problem) -> common.Work:
     return common.Work(total)
 
 
+def saved(p: Problem) -> dict[str, float]:
+    """GFLOP that sharing saves: pictures shown again, and beginnings of prompts that are those of others."""
+    config = p.net.config
+    asked, images = judge_of(p, constrained=False).arrays(p.questions)
+    shown = sum(flops.qwen3_vision(config, len(images[image].values)) for one in asked for image in one.images)
+    encoded = sum(flops.qwen3_vision(config, len(image.values)) for image in images)
+    begins = [one.begin for one in asked if len(one.images) > 1]
+    begin = flops.qwen3_text(config, begins[0]) - 2 * config.text.dim * config.text.vocab
+    return {"pictures": round((shown - encoded) / 1e9, 3), "beginnings": round((len(begins) - 1) * begin / 1e9, 3)}
+
+
 def main(_argv: Sequence[str]) -> None:
     """Command line, see the module."""
     given = flags.FLAGS
@@ -262,6 +273,7 @@ def main(_argv: Sequence[str]) -> None:
         "questions": len(problem.questions),
         "answer_tokens": [len(answer) for answer in problem.answers],
         "prompt_tokens": lengths,
+        "gflop_saved": saved(problem),
         "machine": machine.report(),
         "rows": rows,
         "wrong_texts": [name for name, bad in wrong.items() if bad],
