@@ -258,7 +258,7 @@ def main(_argv: Sequence[str]) -> None:
         layer = (len(problem.questions), text.dim, text.mlp)
         timed = {name: lambda run=run: run() is None for name, run in runs.items()}
         seconds = common.interleaved({**common.probes(torch, layer), **timed}, given.rounds)
-        machine, needed = common.Machine.of(seconds, layer), work(problem)
+        machine, needed, less = common.Machine.of(seconds, layer), work(problem), saved(problem)
         asked, _ = judge_of(problem).arrays(problem.questions)
         lengths = sorted({len(one.tokens) for one in asked})
         decode = Processor(problem.folder).decode
@@ -273,7 +273,7 @@ def main(_argv: Sequence[str]) -> None:
         "questions": len(problem.questions),
         "answer_tokens": [len(answer) for answer in problem.answers],
         "prompt_tokens": lengths,
-        "gflop_saved": saved(problem),
+        "gflop_saved": less,
         "machine": machine.report(),
         "rows": rows,
         "wrong_texts": [name for name, bad in wrong.items() if bad],
