@@ -228,12 +228,12 @@ def test_a_small_difference_is_seen(net):
     assert {name.split()[0] for name in seen} == {"output", "gradient"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 4)], ids=str)
-def test_decoding_where_weights_stay(sizes, tensor):
-    """Prompts and three more tokens: equal to one device, no weight is gathered, and each device holds its heads."""
+@pytest.fixture(scope="module")
+def decoding():
+    """(program of prompts and three more tokens, parameters, its results on one device)."""
     graph, (params,) = split(lambda rngs: qwen3_vl.Qwen3VL(JUDGE, rngs=rngs))
 
+    @jax.jit
     def read(params, inputs):
         patches, grid, prompt = inputs
         model = nnx.merge(graph, params)
@@ -246,16 +246,22 @@ def test_decoding_where_weights_stay(sizes, tensor):
         cache, logits = jax.lax.scan(step, cache, prompt.tokens.T[:3])
         return model.logits(hidden), logits, cache.k
 
-    wanted = jax.jit(read)(params, asked())
+    return read, params, read(params, asked())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "tensor"), [((1, 8, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 4)], ids=str)
+def test_decoding_where_weights_stay(decoding, sizes, tensor):
+    """Equal to one device, no weight is gathered, and each device holds its heads."""
+    read, params, wanted = decoding
     mesh = serving_mesh(make_mesh(*sizes), params, qwen3_vl.SHARDING)
     assert dict(mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
     (placed,), inputs = on_mesh(mesh, qwen3_vl.SHARDING, (params,), asked())
     with jax.set_mesh(mesh):
-        compiled = jax.jit(read).lower(placed, inputs).compile()
+        compiled = read.lower(placed, inputs).compile()
         found = compiled(placed, inputs)
     assert wrong({"output": found}, {"output": wanted}) == {}
-    heads = JUDGE.text.kv_heads // tensor
-    assert found[2].sharding.shard_shape(found[2].shape)[3] == heads
+    assert found[2].sharding.shard_shape(found[2].shape)[3] == JUDGE.text.kv_heads // tensor
     moved = {shape for one in re.findall(r"= (.*) all-gather\(", compiled.as_text()) for shape in one.split()}
     for leaf in jax.tree.leaves(params["blocks"]):
         if leaf.ndim > 2:
