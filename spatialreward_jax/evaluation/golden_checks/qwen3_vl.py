@@ -9,7 +9,7 @@ import numpy as np
 
 from spatialreward_jax.evaluation.golden_checks.case import Case
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens
-from spatialreward_jax.generate import begin, generate, make_sampler
+from spatialreward_jax.generate import answers, begin, generate, make_sampler
 from spatialreward_jax.io.weights import flatten
 from spatialreward_jax.models import qwen3_vl
 from spatialreward_jax.reward.loading import JudgeNet
@@ -120,7 +120,6 @@ def check_decoding(case: Case, net: JudgeNet, prompts: Prompts) -> None:
     """Compares greedy answers with the cache, an early end, and log-probabilities under teacher forcing."""
     new = case.stored("batch_generated").shape[1]
     length = max(map(len, prompts.rows))
-    vocab = net.config.text.vocab
 
     @functools.partial(jax.jit, static_argnames="eos")
     def answer(params, patches, grid, prompt, eos):
@@ -128,9 +127,10 @@ def check_decoding(case: Case, net: JudgeNet, prompts: Prompts) -> None:
         hidden, cache = model.prefill(prompt, model.images(patches, grid), length + new)
         logits = model.logits(hidden)
         seeds = jnp.arange(len(prompts.rows))
-        state = begin(cache, prompt.tokens, prompt.length, seeds, sampler=GREEDY, vocab=vocab, max_new=new, pad=net.pad)
+        how = {"sampler": GREEDY, "pad": net.pad}
+        state = begin(logits, cache, prompt.tokens, prompt.length, seeds, max_new=new, **how)
         step = lambda params, token, cache: net.merge(None, params).next_logits(token, cache)
-        return logits, generate(step, params, logits, state, sampler=GREEDY, eos=eos, pad=net.pad)[0]
+        return logits, answers(generate(step, params, state, eos=eos, **how), eos)
 
     batch = pack(net, prompts, prompts.rows)
     logits, full = answer(net.base, *prompts.patches, batch, net.eos)
