@@ -60,6 +60,8 @@ def test_the_judge_is_planned_as_the_run_lays_it_out():
 def test_mesh_and_settings():
     topology = Topology.parse("v5e:4x8")
     assert plan.sizes_of("", topology) == (4, 8, 1) and plan.sizes_of("2,8,2", topology) == (2, 8, 2)
+    for name, sizes in (("v6e:4x4", (2, 8, 1)), ("v6e:2x4", (2, 4, 1)), ("v6e:1x1", (1, 1, 1))):
+        assert plan.sizes_of("", Topology.parse(name)) == sizes
     for wrong, message in (("2,8,1", "32 chips"), ("2,8", "data,fsdp,tensor"), ("a,b,c", "data,fsdp,tensor")):
         with pytest.raises(InputError, match=message):
             plan.sizes_of(wrong, topology)
