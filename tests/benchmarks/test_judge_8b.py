@@ -11,7 +11,15 @@ import pytest
 @pytest.mark.slow
 def test_rates_are_those_of_the_shapes(tmp_path):
     script = pathlib.Path(__file__).with_name("judge_8b.py")
-    sizes = ("--size=embedded", "--dtype=float32", "--prompt=32", "--new=33", "--batches=2", "--rounds=1", "--threads=1")
+    sizes = (
+        "--size=embedded",
+        "--dtype=float32",
+        "--prompt=32",
+        "--new=33",
+        "--batches=2",
+        "--rounds=1",
+        "--threads=1",
+    )
     flags = (*sizes, "--quantize=int8", "--memory_gb_per_s=1e6", f"--json={tmp_path / 'out.json'}")
     done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
