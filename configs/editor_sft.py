@@ -1,9 +1,10 @@
 """Supervised training of the OmniGen2 editor.
 
-The embedded editor from scratch, autoencoder first (hours on two CPU cores in all, minutes on an accelerator):
+The embedded editor from scratch on EditWorld; its autoencoder comes trained, by the first command (hours on two CPU
+cores in all, minutes on an accelerator):
 
     python -m spatialreward_jax.train --config=configs/editor_sft.py:vae --workdir=DIR/vae
-    python -m spatialreward_jax.train --config=configs/editor_sft.py --config.editor=DIR/vae/editor --workdir=DIR/sft
+    python -m spatialreward_jax.train --config=configs/editor_sft.py --workdir=DIR/sft
 
 Published sizes, all parameters or LoRA, on rows of the official training layout (jsonl: `instruction`, `input_images`,
 `output_image`):
