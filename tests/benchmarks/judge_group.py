@@ -254,12 +254,12 @@ def main(_argv: Sequence[str]) -> None:
         runs = ours(problem, given.batch)
         if given.reference:
             runs["group/transformers"] = reference(problem, given.batch)
+        asked, _ = judge_of(problem).arrays(problem.questions)
         text = problem.net.config.text
-        layer = (len(problem.questions), text.dim, text.mlp)
+        layer = (sum(len(one.tokens) for one in asked), text.dim, text.mlp)
         timed = {name: lambda run=run: run() is None for name, run in runs.items()}
         seconds = common.interleaved({**common.probes(torch, layer), **timed}, given.rounds)
         machine, needed, less = common.Machine.of(seconds, layer), work(problem), saved(problem)
-        asked, _ = judge_of(problem).arrays(problem.questions)
         lengths = sorted({len(one.tokens) for one in asked})
         decode = Processor(problem.folder).decode
         wrong = {name: run() != [decode(ids[:-1]) for ids in problem.answers] for name, run in runs.items()}
