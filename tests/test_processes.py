@@ -1,4 +1,3 @@
-import os
 import signal
 import threading
 
@@ -9,14 +8,22 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.recipes import RECIPES, load_recipe
 
 
-def test_first_signal_raises_a_flag_and_the_second_acts():
+@pytest.fixture
+def python_handles_interrupts():
+    """A process that a shell started in the background ignores SIGINT, and its children would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_first_signal_raises_a_flag_and_the_second_acts(python_handles_interrupts):
     said = []
     with processes.Interrupts(said.append) as interrupts:
         assert not interrupts.agreed() and interrupts.name == ""
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interrupts.agreed() and interrupts.name == "SIGINT" and "saving" in said[0]
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
