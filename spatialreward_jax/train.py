@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
 from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError
 from spatialreward_jax.reporting.progress import Stopwatch, compile_clock, duration, write_json
-from spatialreward_jax.reporting.report import FILE, write_report
+from spatialreward_jax.reporting.report import FILE, Chart, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +150,20 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     task.export(state)
     summary = {"preset": settings.preset, "steps": step, **watch.used(), "programs_compiled": compile_clock().programs}
     summary |= {"checkpoint_step": checkpoints.saved, "workdir": str(workdir)} | task.summary(history)
-    try:
-        if processes.is_first():
-            write_json(workdir / "summary.json", summary)
-            write_report(workdir, summary, task.charts)
-    except OSError as error:
-        say(f"WARNING: summary.json or report.html in {workdir} was not written ({error.strerror}): {summary}")
+    if processes.is_first():
+        write_end(workdir, summary, task.charts)
     return summary
+
+
+def write_end(workdir: pathlib.Path, summary: dict[str, Any], charts: Sequence[Chart]) -> None:
+    """Writes `summary.json` and `report.html`; where that fails (no space left), the summary is printed instead."""
+    try:
+        write_json(workdir / "summary.json", summary)
+        write_report(workdir, summary, charts)
+    except OSError as error:
+        processes.say(
+            f"WARNING: summary.json or report.html in {workdir} was not written ({error.strerror}): {summary}"
+        )
 
 
 def parse_mesh(text: str) -> dict[str, int]:
