@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 JUDGE_STEPS = 800
-"""Updates of a judge: at most 20 minutes on two CPU cores, a third of them grounding alone."""
+"""Updates of a judge, a third of them grounding alone; an arm that takes longer than its minutes is warned of."""
 
 RL_STEPS = 40
-"""Phases of an RL run: at most 6 minutes on two CPU cores."""
+"""Phases of an RL run; likewise."""
 
 RANKINGS = 128
 """Rankings of each size (2, 3 and 4 edits) of the test split."""
@@ -41,7 +41,7 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: the budget of all of them.
+    """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: their budget.
 
     values: column -> where its number stands; a number that is absent (no region without boxes) leaves a gap.
     """
