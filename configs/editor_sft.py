@@ -36,10 +36,11 @@ PRESETS = {  # what runs where; everything else below is the official recipe
     | {
         "scratch": ("transformer", "mllm"),
         "train": ("transformer", "text"),
-        "steps": 3000,
+        "steps": 3600,
+        "batch": 16,
         "lr": 1e-3,
-        "checkpoint_every": 250,
-        "eval_every": 500,
+        "checkpoint_every": 300,
+        "eval_every": 900,
         "data": EDITWORLD["data"] | {"drop_text": 0.15, "dropped": ("default", "empty", "long")},
     },
     "vae": EDITWORLD

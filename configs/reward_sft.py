@@ -1,9 +1,11 @@
 """Supervised training of the judge.
 
-The embedded judge from scratch on EditWorld (grounding of single pictures first, then with pairs; one to three hours on
-two CPU cores, minutes on an accelerator):
+The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture, every change between two), then
+the judge's own questions (about an hour on two CPU cores in all, minutes on an accelerator):
 
-    python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:perception --workdir=DIR/perception
+    python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/judge \\
+        --config.judge=DIR/perception/judge
 
 Published sizes with LoRA, on chats with images (jsonl with `messages` and `images`; the layout is described in
 spatialreward_jax/data/chat_rows.py):
@@ -12,31 +14,40 @@ spatialreward_jax/data/chat_rows.py):
         --config.judge=QWEN3_VL_FOLDER --config.data.path=train.jsonl --config.data.heldout=validation.jsonl \\
         --config.steps=TEN_EPOCHS
 
-Presets: `embedded` (default) and `published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be
-set on the command line: --config.lora.rank=0 trains all parameters.
+Presets: `embedded` (default), `perception` (its first stage) and `published` (arXiv 2602.07458: rank 32, alpha 64,
+cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains all parameters.
 """
 
 from ml_collections import ConfigDict
 
+EDITWORLD = {
+    "judge": "embedded",
+    "dtype": "float32",
+    "templates": "compact",
+    "pixels": "eval",
+    "max_new_tokens": 128,
+    "steps": 7000,
+    "batch": 16,
+    "accumulate": 1,
+    "lr": 1e-3,
+    "warmup": 200,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.01,
+    "lora": {"rank": 0},
+    "data": {"path": "editworld", "max_tokens": 512},
+    "checkpoint_every": 500,
+    "eval_every": 1000,
+}
+
 PRESETS = {  # what runs where; everything else below is the published recipe
-    "embedded": {
-        "judge": "embedded",
+    "embedded": EDITWORLD,
+    "perception": EDITWORLD
+    | {
         "scratch": True,
-        "dtype": "float32",
-        "templates": "compact",
-        "pixels": "eval",
-        "max_new_tokens": 128,
         "steps": 3000,
-        "batch": 64,
-        "accumulate": 1,
-        "lr": 1e-3,
-        "warmup": 100,
-        "betas": (0.9, 0.95),
-        "weight_decay": 0.01,
-        "lora": {"rank": 0},
-        "data": {"path": "editworld", "max_tokens": 512},
-        "checkpoint_every": 250,
-        "eval_every": 500,
+        "data": EDITWORLD["data"]
+        | {"editworld": {"mixture": {"grounding": 0.4, "changes": 0.6, "consistency": 0.0, "quality": 0.0}}},
+        "eval": {"edits": 0},
     },
     "published": {},
 }
@@ -77,8 +88,8 @@ def get_config(preset="embedded"):
     config.templates = "default"  # wording of EditWorld's questions, stored with the judge
     config.max_new_tokens = 512  # of an answer, stored with the judge
     config.data.editworld = ConfigDict({"edits": 8192, "candidates": 2})  # candidates: of each edit
-    config.data.editworld.grounding_batches = 800  # micro-batches of grounding alone
-    config.data.editworld.mixture = ConfigDict({"grounding": 0.25, "consistency": 0.5, "quality": 0.25})  # afterwards
+    # shares of the lessons: every shape of a picture, every change between two, the judge's two questions
+    config.data.editworld.mixture = ConfigDict({"grounding": 0.1, "changes": 0.2, "consistency": 0.5, "quality": 0.2})
     config.data.editworld.boxes = True  # answers name regions
     config.data.editworld.cited = True  # and the reasoning cites them
 

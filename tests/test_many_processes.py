@@ -47,7 +47,7 @@ EDITOR = {
 }
 JUDGE = {
     **{"judge": str(GOLDENS / "spatialreward"), "scratch": False, "eval": {"batches": 0, "edits": 0, "grounding": 0}},
-    "data": {"threads": 1, "editworld": {"edits": 4, "candidates": 1, "grounding_batches": 2}},
+    "data": {"threads": 1, "editworld": {"edits": 4, "candidates": 1}},
 }
 TOY = """
 from ml_collections import ConfigDict

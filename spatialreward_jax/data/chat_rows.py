@@ -20,14 +20,19 @@ from typing import Any
 import numpy as np
 
 from spatialreward_jax.data.editworld import (
+    CHANGES_QUESTION,
     GROUNDING_QUESTION,
     Candidate,
+    EditSample,
+    changes_answer,
     consistency_answer,
     grounding_answer,
     quality_answer,
+    random_artifacts,
     random_candidate,
     render,
     sample_edit,
+    several_ops,
 )
 from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.errors import InputError
@@ -177,14 +182,16 @@ class Wording:
 
 
 class EditWorldChats:
-    """One kind of lesson of an EditWorld split: "grounding" (every shape of one picture), "consistency" or "quality".
+    """One kind of lesson of an EditWorld split: "grounding" (every shape of one picture), "changes" (every one of up to
+    five changes between two), "consistency" or "quality".
 
-    Row n is about candidate n % `candidates` of edit n // `candidates`; sides alternate between edits. Pictures are
-    rendered when first asked for, and kept.
+    Row n is about candidate n % `candidates` of edit n // `candidates` ("changes": about its source); sides alternate
+    between edits. Pictures are rendered when first asked for, and kept.
     """
 
     def __init__(self, kind: str, world: "Candidates", wording: Wording):
         self._kind, self._world, self._wording = kind, world, wording
+        self._changes: dict[int, ChatRow] = {}
         self.keys = [world.side(row) for row in range(len(world))]
 
     def __getitem__(self, index: int) -> ChatRow:
@@ -193,10 +200,22 @@ class EditWorldChats:
             before = index % 2 == 0
             scene = candidate.sample.source if before else candidate.shown
             return question_row([source if before else edited], GROUNDING_QUESTION, grounding_answer(scene))
+        if self._kind == "changes":
+            if index not in self._changes:
+                self._changes[index] = _many_changes(candidate.sample, source, np.random.default_rng([5, index]))
+            return self._changes[index]
         if self._kind == "quality":
             return question_row([edited], self._wording.quality, quality_answer(candidate))
         answer = consistency_answer(candidate, boxes=self._wording.boxes, cited=self._wording.cited)
         return question_row([source, edited], self._wording.consistency(candidate.sample.instruction), answer)
+
+
+def _many_changes(sample: EditSample, source: np.ndarray, rng: np.random.Generator) -> ChatRow:
+    """A quarter of the edited pictures is flawed: flaws are no changes."""
+    ops = several_ops(sample.source, rng)
+    artifacts = random_artifacts(rng) if rng.uniform() < 0.25 else ()
+    edited = Candidate(sample, "mixture", ops, artifacts, int(rng.integers(1 << 31))).image()
+    return question_row([source, edited], CHANGES_QUESTION, changes_answer(sample.source, ops))
 
 
 class Candidates:
@@ -222,7 +241,7 @@ class Candidates:
         return self._kept[index]
 
 
-LESSONS = ("grounding", "consistency", "quality")
+LESSONS = ("grounding", "changes", "consistency", "quality")
 """Sources that EditWorld gives."""
 
 

@@ -1,11 +1,9 @@
-"""Which rows each batch takes: by buckets within a source, by changing shares between sources; resumable at any batch.
+"""Which rows each batch takes: by buckets within a source, by shares between sources; resumable at any batch.
 
 Everything follows from a seed and the number of the batch, so that the position of a run is one number.
 """
 
-import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,14 +20,6 @@ class Rows(Protocol):
 
     def __getitem__(self, index: int) -> Any:
         """The row; the same one for the same index."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """From micro-batch `first` on, sources are drawn with these shares (any positive numbers)."""
-
-    first: int
-    shares: Mapping[str, float]
 
 
 def plan_epoch(keys: Sequence[Hashable], batch: int, seed: Sequence[int]) -> np.ndarray:
@@ -49,36 +39,31 @@ class Mixture:
 
     Args:
         sources: by name.
-        stages: rising `first`, the first of them 0.
+        shares: with which each source is drawn: any numbers of at least 0, not all of them 0.
         batch: rows of a batch.
         count: batches of the whole run.
         seed: of all draws.
 
     Raises:
-        InputError: a stage names no source, or no bucket of a source fills a batch.
+        InputError: a share names no source, or no bucket of a source fills a batch.
     """
 
-    def __init__(self, sources: Mapping[str, Rows], stages: Sequence[Stage], batch: int, count: int, seed: int):
+    def __init__(self, sources: Mapping[str, Rows], shares: Mapping[str, float], batch: int, count: int, seed: int):
         self.sources, self._batch, self._seed = dict(sources), batch, seed
         names = list(self.sources)
-        unknown = sorted({name for stage in stages for name in stage.shares} - set(names))
-        if unknown or not stages or stages[0].first != 0:
-            raise InputError(f"stages {list(stages)}: start at 0 and name sources among {', '.join(names)}")
+        if set(shares) - set(names) or min(shares.values()) < 0 or not sum(shares.values()):
+            raise InputError(f"shares {dict(shares)}: give some of at least 0, not all 0, of {', '.join(names)}")
         self._per_epoch = {name: len(plan_epoch(source.keys, batch, (0,))) for name, source in self.sources.items()}
-        used = {name for stage in stages for name, share in stage.shares.items() if share > 0}
+        used = {name for name, share in shares.items() if share > 0}
         for name in sorted(used):
             if not self._per_epoch[name]:
                 raise InputError(
                     f"{name}: no bucket of its {len(self.sources[name].keys)} rows fills a batch of {batch}: use a "
                     "smaller batch or more rows"
                 )
-        rng, chosen = np.random.default_rng([seed, 1]), np.zeros(count, np.int64)
-        draws = rng.uniform(size=count)
-        for stage, after in itertools.zip_longest(stages, stages[1:]):
-            shares = np.array([stage.shares.get(name, 0.0) for name in names])
-            span = slice(stage.first, after.first if after else count)
-            edges = np.cumsum(shares) / shares.sum()
-            chosen[span] = np.minimum(np.searchsorted(edges, draws[span], side="right"), len(names) - 1)
+        draws = np.random.default_rng([seed, 1]).uniform(size=count)
+        edges = np.cumsum([shares.get(name, 0.0) for name in names])
+        chosen = np.minimum(np.searchsorted(edges / edges[-1], draws, side="right"), len(names) - 1)
         self._chosen = [names[i] for i in chosen]
         seen = dict.fromkeys(names, 0)
         self._ordinal = np.zeros(count, np.int64)

@@ -18,7 +18,7 @@ from spatialreward_jax.mesh import on_host, place_batch
 from spatialreward_jax.models.autoencoder_kl import sample_posterior
 from spatialreward_jax.models.omnigen2 import Conditioning, pack_references, unpack
 
-TOKENS = Buckets((*range(16, 64, 16), *range(64, 1024, 64), *range(1024, 16384 + 1, 512)))
+TOKENS = Buckets((*range(16, 256, 16), *range(256, 1024, 64), *range(1024, 16384 + 1, 512)))
 """Lengths to which images are padded, in patches: 1024 is 512 x 512 pixels."""
 
 PIXELS = 2**20

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from spatialreward_jax.data.edit_pairs import PairSize, read_pairs
-from spatialreward_jax.data.mixing import Mixture, Rows, Stage
+from spatialreward_jax.data.mixing import Mixture, Rows
 from spatialreward_jax.editor.nets import EditorNets, load_nets
 from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
@@ -121,4 +121,4 @@ class Settings:
 
     def mixture(self, rows: Rows, count: int, batch: int) -> Mixture:
         """`count` batches of these rows."""
-        return Mixture({"pairs": rows}, [Stage(0, {"pairs": 1.0})], batch, count, self.seed)
+        return Mixture({"pairs": rows}, {"pairs": 1.0}, batch, count, self.seed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spatialreward_jax.data.chat_rows import GROUNDING_QUESTION, Candidates
 from spatialreward_jax.data.editworld import box_1000, exact_reward, grounding_answer, ranking, render
-from spatialreward_jax.data.mixing import Mixture, Rows, Stage
+from spatialreward_jax.data.mixing import Mixture, Rows
 from spatialreward_jax.evaluation.regions import match, union_iou
 from spatialreward_jax.recipes.optimizing import add_metrics
 from spatialreward_jax.reporting.overlay import draw_regions
@@ -34,7 +34,7 @@ class HeldoutAnswers:
         self._task, self._batches = task, {}
         for name, rows in sources.items():
             count = task.settings.eval_batches
-            mixture = Mixture({name: rows}, [Stage(0, {name: 1.0})], task.settings.batch, count, 0)
+            mixture = Mixture({name: rows}, {name: 1.0}, task.settings.batch, count, 0)
             self._batches[name] = [task.pack(mixture[number][2]) for number in range(count)]
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:

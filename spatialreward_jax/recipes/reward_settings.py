@@ -1,11 +1,10 @@
 """The config of `reward_sft` as checked, frozen settings."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import LESSONS
-from spatialreward_jax.data.mixing import Stage
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.recipes.optimizing import Optimizing
@@ -38,7 +37,7 @@ class Settings:
     candidates: int
     boxes: bool
     cited: bool
-    stages: tuple[Stage, ...]
+    shares: Mapping[str, float]
     eval_batches: int
     eval_edits: int
     eval_grounding: int
@@ -60,7 +59,7 @@ class Settings:
             candidates=world.candidates,
             boxes=world.boxes,
             cited=world.cited,
-            stages=_stages(data.path, world),
+            shares=world.mixture.to_dict() if data.path == "editworld" else {"rows": 1.0},
             eval_batches=config.eval.batches,
             eval_edits=config.eval.edits,
             eval_grounding=config.eval.grounding,
@@ -85,15 +84,3 @@ class Settings:
     def load_templates(self) -> Templates:
         """The wording of EditWorld's questions. Raises InputError."""
         return load_templates(self.templates)
-
-
-def _stages(path: str, world: ConfigDict) -> tuple[Stage, ...]:
-    """The curriculum: grounding alone for the first updates, then the mixture."""
-    if path != "editworld":
-        return (Stage(0, {"rows": 1.0}),)
-    mixture = {name: float(world.mixture[name]) for name in LESSONS}
-    if min(mixture.values()) < 0 or not sum(mixture.values()):
-        raise InputError(f"mixture {mixture}: give shares of at least 0, not all of them 0")
-    first = world.grounding_batches
-    later = (Stage(first, mixture),)
-    return ((Stage(0, {"grounding": 1.0}), *later)) if first else later

@@ -1,7 +1,7 @@
 """Supervised training of the judge: cross-entropy on the tokens of its answers, LoRA or all parameters.
 
-A batch holds rows of one length bucket. EditWorld is taught by a curriculum: grounding of single pictures alone, then a
-mixture with the judge's own two questions (consistency and quality).
+A batch holds rows of one length bucket. EditWorld has four lessons: every shape of a picture, every change between two,
+and the judge's own two questions (consistency and quality); a judge from scratch begins with the first two.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.rl import Mean, TrainState
 
-LESSONS = ("grounding", "consistency", "quality", "rows")
+LESSONS = ("grounding", "changes", "consistency", "quality", "rows")
 CHARTS = (
     Chart("Loss of an answer's tokens", {"training": "loss"}),
     Chart("Loss by lesson", {name: f"{name}/loss" for name in LESSONS}),
@@ -89,7 +89,11 @@ class RewardSFT:
         self.templates = templates
         s = settings
         self.mixture = Mixture(
-            self.lessons(s.data, "train", s.edits), s.stages, s.batch, s.steps * s.optimizing.accumulate, s.seed
+            self.lessons(s.data, "train", s.edits),
+            s.shares,
+            s.batch,
+            s.steps * s.optimizing.accumulate,
+            s.seed,
         )
         self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}

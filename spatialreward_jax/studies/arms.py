@@ -86,7 +86,7 @@ def _judge_arm(boxes: bool, cited: bool) -> Arm:
         lessons = f"--config.data.editworld.boxes={boxes}", f"--config.data.editworld.cited={cited}"
         training = ["train", "--config=configs/reward_sft.py", f"--workdir={place.folder / 'train'}", *lessons]
         training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}"]
-        training += [f"--config.data.editworld.grounding_batches={JUDGE_STEPS // 3}", "--config.eval_every=0"]
+        training += [f"--config.data.editworld.perception_batches={JUDGE_STEPS // 3}", "--config.eval_every=0"]
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
         return [training, _evaluate(place.folder / "train/judge", place, parsing)]
 

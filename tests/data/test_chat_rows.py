@@ -73,6 +73,9 @@ def test_lessons_agree_with_the_world():
     assert len(answer["edit_region"]) == len(candidate.regions)
     listed = json.loads(lessons["grounding"][2].turns[1].parts[0])
     assert len(listed) == len(candidate.sample.source.shapes)
+    source, changed = lessons["changes"][3].images
+    assert np.array_equal(source, row.images[0]) and not np.array_equal(source, changed)
+    assert lessons["changes"][3] is lessons["changes"][3]
     assert lessons["quality"][3].images == (edited,)
     plain = editworld_lessons(world, Wording(str, "Looks?", boxes=False, cited=False))["consistency"][3]
     assert "bbox" not in plain.turns[1].parts[0]

@@ -1,11 +1,11 @@
-"""Batches from buckets and from changing mixtures of sources."""
+"""Batches from buckets and from mixtures of sources."""
 
 import collections
 
 import numpy as np
 import pytest
 
-from spatialreward_jax.data.mixing import Mixture, Stage, mixed_batches, plan_epoch
+from spatialreward_jax.data.mixing import Mixture, mixed_batches, plan_epoch
 from spatialreward_jax.errors import InputError
 
 
@@ -22,8 +22,8 @@ KEYS = [0, 1, 1, 0, 2, 0, 1, 1, 0, 0]
 
 def mixture(count=40, **changes):
     sources = {"a": Letters("a", KEYS), "b": Letters("b", [0] * 4)}
-    stages = (Stage(0, {"a": 1.0}), Stage(10, {"a": 1.0, "b": 1.0}))
-    return Mixture(**({"sources": sources, "stages": stages, "batch": 2, "count": count, "seed": 3} | changes))
+    shares = {"a": 1.0, "b": 3.0}
+    return Mixture(**({"sources": sources, "shares": shares, "batch": 2, "count": count, "seed": 3} | changes))
 
 
 def test_a_batch_holds_one_bucket_and_an_epoch_no_row_twice():
@@ -33,15 +33,17 @@ def test_a_batch_holds_one_bucket_and_an_epoch_no_row_twice():
     assert not np.array_equal(plan, plan_epoch(KEYS, 2, (1,)))
 
 
-def test_stages_change_the_shares():
-    names = [name for _, name, _ in mixture(400)]
-    assert set(names[:10]) == {"a"}
-    later = collections.Counter(names[10:])
-    assert 150 < later["b"] < 240
+def test_shares_are_kept():
+    names = collections.Counter(name for _, name, _ in mixture(400))
+    assert 260 < names["b"] < 340 and names["a"] + names["b"] == 400
+
+
+def test_a_share_of_zero_is_never_drawn():
+    assert {name for _, name, _ in mixture(50, shares={"a": 2.0, "b": 0.0})} == {"a"}
 
 
 def test_every_epoch_shows_every_full_bucket():
-    rows = collections.Counter(row for _, name, rows in mixture(8, stages=(Stage(0, {"a": 1.0}),)) for row in rows)
+    rows = collections.Counter(row for _, name, rows in mixture(8, shares={"a": 1.0}) for row in rows)
     assert sum(rows.values()) == 16 and {rows[f"a{n}"] for n in (1, 2, 6, 7)} == {2}  # two epochs of four batches
 
 
@@ -64,8 +66,9 @@ def test_position_resumes_exactly():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"stages": (Stage(0, {"c": 1.0}),)}, "name sources among a, b"),
-        ({"stages": (Stage(1, {"a": 1.0}),)}, "start at 0"),
+        ({"shares": {"c": 1.0}}, "not all 0, of a, b"),
+        ({"shares": {"a": -1.0, "b": 2.0}}, "at least 0"),
+        ({"shares": {"a": 0.0}}, "not all 0"),
         ({"batch": 6}, "no bucket of its 10 rows fills a batch of 6"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax import train
+from spatialreward_jax.data.chat_rows import LESSONS
 from spatialreward_jax.data.editworld import grounding_answer, sample_edit
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import write_png
@@ -33,7 +34,7 @@ def sft_config(preset="embedded", **changes):
 
 
 def tiny_config(goldens, **changes):
-    world = {"edits": 4, "candidates": 1, "grounding_batches": 2}
+    world = {"edits": 4, "candidates": 1}
     tiny = {"judge": str(goldens / "spatialreward"), "scratch": False, "steps": 4, "batch": 2, "warmup": 0}
     tiny |= {"data": {"editworld": world, "threads": 1}, "eval": {"batches": 0, "edits": 0, "grounding": 0}}
     return sft_config(**(tiny | {"export_dtype": "float32"} | changes))
@@ -115,7 +116,7 @@ def test_all_parameters_from_a_chat_file_to_a_judge_that_loads(goldens, tmp_path
 
 @pytest.mark.slow
 def test_editworld_lessons_have_curves_of_their_own(goldens, tmp_path):
-    task = make_task(tiny_config(goldens, data={"editworld": {"grounding_batches": 1}}, accumulate=2), ONE, tmp_path)
+    task = make_task(tiny_config(goldens, accumulate=2), ONE, tmp_path)
     state, metrics = task.step(task.init(None), next(task.batches()))
     lessons = {part.name for part in next(task.batches())}
     named = {name.split("/")[0] for name in metrics if "/" in name}
@@ -146,12 +147,17 @@ def test_grounding_answers_are_read():
         ({"batch": 0}, "at least 1"),
         ({"scratch": True, "lora": {"rank": 2}}, "scratch trains all parameters"),
         ({"templates": "none"}, "neither shipped"),
-        ({"data": {"editworld": {"mixture": {"grounding": 0.0, "consistency": 0.0, "quality": 0.0}}}}, "not all of"),
     ],
 )
 def test_settings_that_cannot_be_get_one_clear_line(goldens, changes, message):
     with pytest.raises(InputError, match=message):
         Settings.from_config(tiny_config(goldens, **changes))
+
+
+def test_a_mixture_of_nothing_is_refused(goldens, tmp_path):
+    config = tiny_config(goldens, data={"editworld": {"mixture": dict.fromkeys(LESSONS, 0.0)}})
+    with pytest.raises(InputError, match="not all 0"):
+        make_task(config, ONE, tmp_path)
 
 
 def test_chats_without_images_or_too_long_are_refused(goldens, tmp_path):

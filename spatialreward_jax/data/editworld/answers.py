@@ -6,12 +6,13 @@ import json
 
 from spatialreward_jax.data.editworld import rule
 from spatialreward_jax.data.editworld.candidates import Candidate
-from spatialreward_jax.data.editworld.edits import Op, box_1000
+from spatialreward_jax.data.editworld.edits import Op, box_1000, regions
 from spatialreward_jax.data.editworld.language import name
 from spatialreward_jax.data.editworld.render import shape_box
 from spatialreward_jax.data.editworld.scenes import Scene
 
 GROUNDING_QUESTION = "List every shape with its box."
+CHANGES_QUESTION = "Before, after. List every change with its box."
 
 
 def _happened(op: Op) -> list[str]:
@@ -110,6 +111,25 @@ def grounding_answer(scene: Scene) -> str:
 
     Dense grounding of single pictures is the first lesson of a judge that is trained from scratch.
     """
-    found = [(shape_box(shape, scene.side), name(shape)) for shape in scene.shapes]
-    found.sort(key=lambda item: (round(3 * item[0][1] / scene.side), item[0][0]))
-    return _dump([{"label": label, "bbox_2d": list(box_1000(box, scene.side))} for box, label in found])
+    return _listed([(shape_box(shape, scene.side), name(shape)) for shape in scene.shapes], scene.side)
+
+
+def changes_answer(source: Scene, ops: tuple[Op, ...]) -> str:
+    """The answer to CHANGES_QUESTION: every changed place of a pair of pictures and what happened there, in the order
+    of `grounding_answer`.
+
+    The same lesson for pairs: with many changes at once a judge learns where pictures differ long before it could from
+    the one or two of a real edit.
+    """
+    found = [
+        (region.box, f"{region.label} {phrase}")
+        for op in ops
+        for region, phrase in zip(regions(source, (op,)), _happened(op))
+    ]
+    return _listed(found, source.side)
+
+
+def _listed(found: list[tuple[tuple[int, int, int, int], str]], side: int) -> str:
+    """(box in pixels, label) of each thing -> JSON, row by row from the top."""
+    found.sort(key=lambda item: (round(3 * item[0][1] / side), item[0][0]))
+    return _dump([{"label": label, "bbox_2d": list(box_1000(box, side))} for box, label in found])

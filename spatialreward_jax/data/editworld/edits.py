@@ -265,6 +265,14 @@ def random_ops(scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...]) -
     return tuple(ops) if visible and not crowded(target.shapes) else None
 
 
+def several_ops(scene: Scene, rng: np.random.Generator) -> tuple[Op, ...]:
+    """One to five operations on shapes, each on one of its own."""
+    while True:
+        count = int(rng.integers(1, min(5, len(scene.shapes) + 1) + 1))
+        if ops := random_ops(scene, rng, tuple(map(str, rng.choice(_TOUCHES_SHAPES, count)))):
+            return ops
+
+
 def _met_shapes(scene: Scene, ops: list[Op]) -> tuple[Shape, ...]:
     shapes = list(scene.shapes)
     for op in ops:

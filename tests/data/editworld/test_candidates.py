@@ -110,6 +110,18 @@ def test_grounding_answer_names_every_shape():
     assert sorted(item["label"] for item in answer) == sorted(f"{s.color} {s.kind}" for s in scene.shapes)
 
 
+def test_changes_answer_names_every_changed_place():
+    for index in range(40):
+        scene = editworld.sample_edit("train", index).source
+        ops = editworld.several_ops(scene, np.random.default_rng(index))
+        places = [box for op in ops for _, box in editworld.edits.regions(scene, (op,))]
+        answer = json.loads(editworld.changes_answer(scene, ops))
+        assert sorted(item["bbox_2d"] for item in answer) == sorted(
+            list(editworld.box_1000(box, scene.side)) for box in places
+        )
+        assert 1 <= len(ops) <= 5 and ("gone" in str(answer)) == any(op.kind == "remove" for op in ops)
+
+
 def test_rankings_are_ordered_and_readable(tmp_path):
     for size in (2, 3, 4):
         for index in range(4):
