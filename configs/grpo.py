@@ -72,6 +72,7 @@ def get_config(preset="embedded"):
     config.judge.quantize = ""  # "int8": weight-only, for chips that do not hold the judge beside the editor
     config.judge.max_new_tokens = 512
     config.judge.constrained = False  # readable answers only, by a grammar; False is the official behaviour
+    config.judge.score_mode = "answered"  # or "expected": the mean of each score's distribution; needs constrained
     config.judge.batch = 16  # answers decoded at a time
     config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight
 

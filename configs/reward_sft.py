@@ -26,7 +26,7 @@ EDITWORLD = {
     "templates": "compact",
     "pixels": "eval",
     "max_new_tokens": 128,
-    "steps": 7000,
+    "steps": 5000,
     "batch": 16,
     "accumulate": 1,
     "lr": 1e-3,
@@ -44,7 +44,7 @@ PRESETS = {  # what runs where; everything else below is the published recipe
     "perception": EDITWORLD
     | {
         "scratch": True,
-        "steps": 3000,
+        "steps": 2000,
         "data": EDITWORLD["data"]
         | {"editworld": {"mixture": {"grounding": 0.4, "changes": 0.6, "consistency": 0.0, "quality": 0.0}}},
         "eval": {"edits": 0},

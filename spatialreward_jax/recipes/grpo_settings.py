@@ -187,7 +187,11 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
                 templates=judge.templates or None,
                 parsing=judge.parsing,
                 aggregation=judge.aggregate,
-                decoding=Decoding(max_new_tokens=judge.max_new_tokens, constrained=judge.constrained),
+                decoding=Decoding(
+                    max_new_tokens=judge.max_new_tokens,
+                    constrained=judge.constrained,
+                    score_mode=judge.score_mode,
+                ),
                 limits=Limits(batch=judge.batch),
                 quantize=judge.quantize or None,
             )

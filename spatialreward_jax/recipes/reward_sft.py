@@ -32,7 +32,7 @@ from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reward.judge import SETTINGS_FILE
 from spatialreward_jax.reward.loading import JudgeNet, load_judge
-from spatialreward_jax.reward.processor import Processor
+from spatialreward_jax.reward.processor import Processor, patch_bucket
 from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_chats, tokenize_chat
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.rl import Mean, TrainState
@@ -125,7 +125,7 @@ class RewardSFT:
         tokens = len(tokenize_chat(self.processor, turns, grids).tokens)
         if tokens > self.settings.max_tokens:
             raise InputError(f"the chat makes {tokens} tokens, more than data.max_tokens={self.settings.max_tokens}")
-        return bucket(tokens), bucket(max(rows * columns for rows, columns in grids)), len(sizes)
+        return bucket(tokens), patch_bucket(max(rows * columns for rows, columns in grids)), len(sizes)
 
     # ---- the contract with the loop
 

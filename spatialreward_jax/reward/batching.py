@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 from spatialreward_jax.generate import bucket
+from spatialreward_jax.reward.processor import patch_bucket
 
 SPREAD = 4
 """A run's longest prompt is at most this much longer than its shortest: all its slots have room for the longest."""
@@ -113,7 +114,7 @@ def plan(
     """
     passes, open_pass = [], None
     for group in _groups(shown, len(patches)):
-        size = bucket(max(patches[image] for question in group for image in shown[question]))
+        size = patch_bucket(max(patches[image] for question in group for image in shown[question]))
         for question in group:
             images = set(shown[question])
             full = open_pass is not None and len(open_pass[1] | images) > limits.images

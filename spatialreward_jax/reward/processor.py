@@ -13,11 +13,17 @@ import numpy as np
 from PIL import Image
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.generate import bucket
 from spatialreward_jax.io.huggingface import Qwen2VLImageProcessorPil, load_tokenizer, smart_resize
 from spatialreward_jax.io.pretrained import read_json
 from spatialreward_jax.reward.pixels import PixelPolicy, pixel_policy
 
 IMAGE_PAD = "<|image_pad|>"
+
+
+def patch_bucket(patches: int) -> int:
+    """Patches to which images are padded, eight buckets from one power of two to the next."""
+    return bucket(patches, parts=8)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from spatialreward_jax.data.chat_rows import ChatRow, Turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.models.qwen3_vl import Prompt, Qwen3VL, VisionGrid, pack_images, pack_prompts
-from spatialreward_jax.reward.processor import Processor
+from spatialreward_jax.reward.processor import Processor, patch_bucket
 from spatialreward_jax.rl.metrics import Mean
 
 
@@ -95,7 +95,7 @@ def pack_chats(rows: Sequence[ChatRow], processor: Processor, *, side: int, leas
         shown.append(range(len(patches), len(patches) + len(own)))
         patches += own
         chats.append(tokenize_chat(processor, row.turns, [p.grid for p in own]))
-    most = bucket(max((len(p.values) for p in patches), default=1), least=least)
+    most = patch_bucket(max((len(p.values) for p in patches), default=1))
     count = -(-len(patches) // len(rows)) * len(rows)
     merge = processor.merge_size
     if not patches:

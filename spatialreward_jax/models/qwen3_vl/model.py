@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.kernels.attention import attention
+from spatialreward_jax.kernels.attention import KEPT, attention
 from spatialreward_jax.mesh import BATCH, constrain
 from spatialreward_jax.models.layers import Embedding, RMSNorm, scan_blocks, stack_blocks
 from spatialreward_jax.models.qwen3_vl.cache import KVCache, admit_layer, empty_cache, extend_layer
@@ -67,7 +67,7 @@ class Qwen3VL(nnx.Module):
             x, out = block(x, angles, attend)
             return constrain(_add_deep(x, deep, layer), BATCH), out
 
-        x, out = scan_blocks(self.blocks, block, x, jnp.arange(self.config.text.layers))
+        x, out = scan_blocks(self.blocks, block, x, jnp.arange(self.config.text.layers), keep=(KEPT,))
         return self.norm(x), out
 
     def images(self, patches: jax.Array, grid: VisionGrid) -> VisionFeatures:

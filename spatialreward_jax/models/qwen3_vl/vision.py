@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spatialreward_jax.kernels.attention import attention
+from spatialreward_jax.kernels.attention import KEPT, attention
 from spatialreward_jax.mesh import BATCH, constrain
 from spatialreward_jax.models.layers import Embedding, LayerNorm, Linear, scan_blocks, stack_blocks
 from spatialreward_jax.models.qwen3_vl.config import VisionConfig
@@ -124,5 +124,5 @@ class VisionTower(nnx.Module):
             return (x, jnp.where(where == layer, x, taps)), None
 
         taps = jnp.zeros((len(c.taps), *x.shape), x.dtype)
-        carry, _ = scan_blocks(self.blocks, block, (x, taps), jnp.arange(c.layers))
+        carry, _ = scan_blocks(self.blocks, block, (x, taps), jnp.arange(c.layers), keep=(KEPT,))
         return carry
