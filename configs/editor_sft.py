@@ -36,7 +36,7 @@ PRESETS = {  # what runs where; everything else below is the official recipe
     | {
         "scratch": ("transformer", "mllm"),
         "train": ("transformer", "text"),
-        "steps": 3600,
+        "steps": 3000,
         "batch": 16,
         "lr": 1e-3,
         "checkpoint_every": 300,
