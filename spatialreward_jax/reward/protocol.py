@@ -24,15 +24,19 @@ _CITED = re.compile(r"<\|bbox_(\d{1,9})\|>")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """One question to a judge: images (uint8 [H, W, 3], in order), then the text. stream: "sc" or "pq"."""
+    """One question to a judge: images (uint8 [H, W, 3], in order), then the text. stream: "sc" or "pq".
+
+    opening: how the answer begins; the judge goes on from there.
+    """
 
     images: tuple[np.ndarray, ...]
     text: str
     stream: str
+    opening: str = ""
 
 
 class Reply(NamedTuple):
-    """A judge's answer. complete: False where it was cut off at the token limit.
+    """A judge's answer, the question's opening included. complete: False where it was cut off at the token limit.
 
     expected: means of the two sub-scores that stand in for those in the text, or None.
     """

@@ -124,7 +124,7 @@ class VLM:
         """Raises InputError for a question whose text or images do not fit, or whose answers have no grammar."""
         if self.engine.grammar is not None:
             self.engine.grammar.nodes([question.stream])
-        self._tokens(question.text, [self.processor.grid(*image.shape[:2]) for image in question.images])
+        self._tokens(question, [self.processor.grid(*image.shape[:2]) for image in question.images])
 
     def answer(self, questions: Sequence[Question]) -> list[Reply]:
         """One reply per question, in order. Raises InputError, before compiling, for one that does not fit."""
@@ -136,8 +136,11 @@ class VLM:
         found = {}
         for one in passes:
             found |= self.engine.answer(one, asked, images)
-        text = self.processor.decode
-        return [Reply(text(found[row].ids), found[row].finished, found[row].expected) for row in range(len(questions))]
+        replies = []
+        for row, question in enumerate(questions):
+            text = self.processor.decode(found[row].ids)
+            replies.append(Reply(question.opening + text, found[row].finished, found[row].expected))
+        return replies
 
     def arrays(self, questions: Sequence[Question]) -> tuple[list[Asked], list[Patches]]:
         """Tokens and patches; every different image once, by its pixels."""
@@ -150,15 +153,19 @@ class VLM:
         asked = []
         for question in questions:
             shown = [keys[id(image)] for image in question.images]
-            tokens = self._tokens(question.text, [patches[row[key]].grid for key in shown])
+            tokens = self._tokens(question, [patches[row[key]].grid for key in shown])
             seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), self._seed & 0xFFFFFFFF))
             last = len(patches[row[shown[-1]]].values) // self.processor.merge_size**2
             begin = int(np.flatnonzero(tokens == self.processor.image_pad)[-1]) + 1 - last
             asked.append(Asked(tokens, tuple(row[key] for key in shown), begin, seed, question.stream))
         return asked, patches
 
-    def _tokens(self, text: str, grids: Sequence[tuple[int, int]]) -> np.ndarray:
-        tokens = self.processor.tokens(text, grids)
+    def _tokens(self, question: Question, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        if question.opening and self.engine.grammar is not None:
+            raise InputError("an answer that is begun for the judge cannot be constrained: ask for free answers")
+        tokens = self.processor.tokens(question.text, grids)
+        opening = self.processor.tokenizer(question.opening, add_special_tokens=False)["input_ids"]
+        tokens = np.concatenate([tokens, np.asarray(opening, np.int32)])
         if len(tokens) > self.limits.prompt:
             raise InputError(
                 f"a question makes {len(tokens)} tokens, more than {self.limits.prompt}: use smaller images, a "

@@ -7,8 +7,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-JUDGE_STEPS = 800
-"""Updates of a judge, a third of them grounding alone; an arm that takes longer than its minutes is warned of."""
+JUDGE_STEPS = 500
+"""Updates with which an arm teaches the judge's questions; one that takes longer than its minutes is warned of."""
 
 RL_STEPS = 40
 """Phases of an RL run; likewise."""
@@ -44,11 +44,13 @@ class Arm:
     """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: their budget.
 
     values: column -> where its number stands; a number that is absent (no region without boxes) leaves a gap.
+    shared: of a place, what several cells begin with and the first of them runs: (folder of a training run, words).
     """
 
     commands: Callable[[Place], list[list[str]]]
     values: Mapping[str, Value]
     minutes: float
+    shared: Callable[[Place], list[tuple[pathlib.Path, list[str]]]] = lambda place: []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +83,23 @@ _RANKING_VALUES = {
 }
 
 
+def _perception(place: Place) -> list[tuple[pathlib.Path, list[str]]]:
+    """Eyes for every judge of the studies, seed by seed the same: what differs between cells is what is taught then."""
+    folder = place.root / "perception"
+    return [(folder, ["train", "--config=configs/reward_sft.py:perception", f"--workdir={folder}"])]
+
+
 def _judge_arm(boxes: bool, cited: bool) -> Arm:
     def commands(place: Place) -> list[list[str]]:
-        lessons = f"--config.data.editworld.boxes={boxes}", f"--config.data.editworld.cited={cited}"
-        training = ["train", "--config=configs/reward_sft.py", f"--workdir={place.folder / 'train'}", *lessons]
-        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}"]
-        training += [f"--config.data.editworld.perception_batches={JUDGE_STEPS // 3}", "--config.eval_every=0"]
+        world = "--config.data.editworld"
+        training = ["train", "--config=configs/reward_sft.py", f"--workdir={place.folder / 'train'}"]
+        training += [f"--config.judge={place.root / 'perception/judge'}", f"--config.seed={place.seed}"]
+        training += [f"--config.steps={JUDGE_STEPS}", "--config.eval_every=0", f"{world}.boxes={boxes}"]
+        training += [f"{world}.cited={cited}", f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
         return [training, _evaluate(place.folder / "train/judge", place, parsing)]
 
-    return Arm(commands, _RANKING_VALUES, minutes=20)
+    return Arm(commands, _RANKING_VALUES, minutes=20, shared=_perception)
 
 
 def _aggregation_arm(kind: str) -> Arm:
@@ -98,6 +107,15 @@ def _aggregation_arm(kind: str) -> Arm:
         return [_evaluate("embedded", place, f"--aggregation={kind}", "--constrained", f"--seed={place.seed}")]
 
     return Arm(commands, _RANKING_VALUES, minutes=5)
+
+
+def _box_error_arm(error: float) -> Arm:
+    def commands(place: Place) -> list[list[str]]:
+        named = f"--error={error}", f"--seed={place.seed}", f"--out={place.folder}"
+        return [["studies.box_errors", "--model=embedded", *named]]
+
+    columns = ("bias", "deviation", "changed", "right_exact", "right_wrong")
+    return Arm(commands, {name.replace("_", ", "): Value("box_errors.json", (name,)) for name in columns}, minutes=5)
 
 
 _SUMMARY = "train/summary.json"
@@ -141,6 +159,10 @@ STUDIES: Mapping[str, Study] = {
     "aggregation": Study(
         "Which aggregation of the four scores ranks best?",
         {"weighted": _aggregation_arm("weighted"), "min": _aggregation_arm("min"), "mean": _aggregation_arm("mean")},
+    ),
+    "box_errors": Study(
+        "What do wrong boxes do to the reward?",
+        {f"{round(100 * error)}%": _box_error_arm(error) for error in (0.05, 0.15, 0.3)},
     ),
     "reward": Study(
         "What does the editor learn from the judge with boxes, the judge without, and the truth itself?",

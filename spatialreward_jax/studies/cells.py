@@ -79,14 +79,11 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     place.rankings.parent.mkdir(parents=True, exist_ok=True)
     write_rankings(place.rankings, "test", RANKINGS, seed)
     place.folder.mkdir(parents=True, exist_ok=True)
-    commands, seconds = found.commands(place), []
-    for words in commands:
-        say(typed(words))
-        start = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
-        if done.returncode:
-            raise InputError(f"cell {study}/{arm}/seed{seed}: status {done.returncode} of {typed(words)}")
-        seconds.append(round(time.monotonic() - start, 1))
+    for folder, words in found.shared(place):
+        if not (folder / "summary.json").is_file():  # a run that has come to its end
+            _run(words, f"{study}/{arm}/seed{seed}", say)
+    commands = found.commands(place)
+    seconds = [_run(words, f"{study}/{arm}/seed{seed}", say) for words in commands]
     if sum(seconds) > 60 * found.minutes:
         say(f"WARNING: {sum(seconds) / 60:.1f} minutes, more than the arm's {found.minutes:g}")
     values = {column: look_up(place.folder, value) for column, value in found.values.items()}
@@ -94,6 +91,16 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     write_json(place.folder / FILE, dataclasses.asdict(cell))
     shutil.rmtree(place.folder / "train" / "checkpoints", ignore_errors=True)  # the cell is done: nothing resumes
     return cell
+
+
+def _run(words: list[str], cell: str, say: Callable[[str], None]) -> float:
+    """Runs a program -> seconds. Raises InputError when it fails."""
+    say(typed(words))
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
+    if done.returncode:
+        raise InputError(f"cell {cell}: status {done.returncode} of {typed(words)}")
+    return round(time.monotonic() - start, 1)
 
 
 def look_up(folder: pathlib.Path, value: Value) -> float | None:

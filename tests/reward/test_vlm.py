@@ -71,6 +71,16 @@ def test_an_answer_depends_on_its_question_alone(asked, greedy):
     assert greedy.answer([asked[1], asked[0], asked[1]]) == [alone[1], alone[0], alone[1]]
 
 
+def test_an_opening_is_read_after_the_question_and_kept(asked, greedy, folder):
+    opened = dataclasses.replace(asked[0], opening='{"edit_region":[')
+    plain, begun = (greedy.arrays([question])[0][0] for question in (asked[0], opened))
+    more = greedy.processor.tokenizer(opened.opening, add_special_tokens=False)["input_ids"]
+    assert begun.tokens.tolist() == [*plain.tokens.tolist(), *more] and begun.begin == plain.begin
+    assert greedy.answer([opened])[0].text.startswith(opened.opening)
+    with pytest.raises(InputError, match="cannot be constrained"):
+        vlm(folder, Decoding(max_new_tokens=64, constrained=True)).check(opened)
+
+
 def test_every_image_is_encoded_once(asked, greedy, monkeypatch):
     rows = []
     encode = greedy.engine.encode

@@ -1,5 +1,6 @@
 """Studies with a stand-in for the programs, and the real arms' flags against the real configs and programs."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -54,6 +55,15 @@ def test_a_cell_runs_once_and_is_kept(toy, tmp_path):
     assert read_cell(tmp_path, "toy", "good", 1) is None
 
 
+def test_what_cells_share_runs_once(toy, tmp_path, monkeypatch):
+    shared = lambda place: [(place.root / "eyes", ["train", f"--workdir={place.root / 'eyes'}", "--config.quality=1"])]
+    arms = {name: dataclasses.replace(arm(name), shared=shared) for name in QUALITY}
+    monkeypatch.setitem(STUDIES, "toy", Study("Is good better?", arms))
+    cells_run = [run_cell(tmp_path, "toy", name, 0, say=lambda line: None) for name in QUALITY]
+    assert [pathlib.Path(words["workdir"]).name for words in toy] == ["eyes"] + ["train"] * len(QUALITY)
+    assert all(len(cell.commands) == len(cell.seconds) == 1 for cell in cells_run), "the budget is the arm's own"
+
+
 def test_numbers_of_other_commands_are_refused(toy, tmp_path, monkeypatch):
     run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
     monkeypatch.setitem(QUALITY, "good", 0.9)
@@ -97,15 +107,16 @@ def test_intervals_are_students():
 @pytest.mark.parametrize("study, name", [(study, name) for study, found in STUDIES.items() for name in found.arms])
 def test_the_flags_of_every_arm_exist(study, name, tmp_path):
     place = cells.place_of(tmp_path, study, name, 1)
-    for program, *words in STUDIES[study].arms[name].commands(place):
-        source = (ROOT / f"spatialreward_jax/{program}.py").read_text()
+    found = STUDIES[study].arms[name]
+    for program, *words in [*(words for _, words in found.shared(place)), *found.commands(place)]:
+        source = (ROOT / f"spatialreward_jax/{program.replace(".", "/")}.py").read_text()
         given = [word.removeprefix("--").split("=")[0] for word in words]
         assert len(set(given)) == len(given)
         for flag in given:
             if not flag.startswith("config."):
                 assert re.search(rf'"{flag}"', source), flag
         if program == "train":
-            path = next(word for word in words if word.startswith("--config=")).removeprefix("--config=")
+            path = next(word for word in words if word.startswith("--config=")).removeprefix("--config=").split(":")[0]
             spec = importlib.util.spec_from_file_location("config", ROOT / path)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)

@@ -6,6 +6,7 @@
 from spatialreward_jax.data.editworld.answers import (
     CHANGES_QUESTION,
     GROUNDING_QUESTION,
+    answer_opening,
     changes_answer,
     consistency_answer,
     grounding_answer,
@@ -51,6 +52,7 @@ __all__ = [
     "Scene",
     "Scores",
     "Shape",
+    "answer_opening",
     "box_1000",
     "changes_answer",
     "consistency_answer",

@@ -6,7 +6,7 @@ import json
 
 from spatialreward_jax.data.editworld import rule
 from spatialreward_jax.data.editworld.candidates import Candidate
-from spatialreward_jax.data.editworld.edits import Op, box_1000, regions
+from spatialreward_jax.data.editworld.edits import EditRegion, Op, box_1000, regions
 from spatialreward_jax.data.editworld.language import name
 from spatialreward_jax.data.editworld.render import shape_box
 from spatialreward_jax.data.editworld.scenes import Scene
@@ -96,6 +96,12 @@ def consistency_answer(candidate: Candidate, *, boxes: bool = True, cited: bool 
     scores = candidate.scores
     answer = {"edit_region": found} if boxes else {}
     return _dump({**answer, "reasoning": text, "score": [round(scores.success), round(scores.no_overedit)]})
+
+
+def answer_opening(regions: list[EditRegion], side: int) -> str:
+    """How a consistency answer about these regions begins, up to its reasoning."""
+    found = [{"id": i, "label": r.label, "bbox_2d": list(box_1000(r.box, side))} for i, r in enumerate(regions)]
+    return _dump({"edit_region": found, "reasoning": ""}).removesuffix('"}')
 
 
 def quality_answer(candidate: Candidate) -> str:
