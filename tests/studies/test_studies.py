@@ -109,7 +109,7 @@ def test_the_flags_of_every_arm_exist(study, name, tmp_path):
     place = cells.place_of(tmp_path, study, name, 1)
     found = STUDIES[study].arms[name]
     for program, *words in [*(words for _, words in found.shared(place)), *found.commands(place)]:
-        source = (ROOT / f"spatialreward_jax/{program.replace(".", "/")}.py").read_text()
+        source = (ROOT / f"spatialreward_jax/{program.replace('.', '/')}.py").read_text()
         given = [word.removeprefix("--").split("=")[0] for word in words]
         assert len(set(given)) == len(given)
         for flag in given:
