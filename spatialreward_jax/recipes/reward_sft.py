@@ -104,7 +104,7 @@ class RewardSFT:
         if heldout and s.eval_batches:
             rows = self.lessons(heldout, "validation", 2 * s.eval_batches * s.batch)
             self.evaluators |= {"heldout": HeldoutAnswers(self, rows)}
-        if s.data == "editworld" and s.eval_edits:
+        if s.data == "editworld" and (s.eval_edits or s.eval_grounding):
             self.evaluators |= {"judge": Verdicts(self)}
 
     def lessons(self, path: str, split: str, edits: int) -> dict[str, Rows]:
