@@ -39,14 +39,11 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        axes, size = len(self.in_shape), math.prod(self.in_shape)
-        # Two axes each: XLA's gradient of a product over several would write a transposed copy of what comes back.
-        flat, kernel = x.reshape(-1, size), self.kernel[...].astype(x.dtype).reshape(size, -1)
-        out = (*x.shape[: x.ndim - axes], *self.out_shape)
+        kernel, axes = self.kernel[...].astype(x.dtype), len(self.in_shape)
         if self.kernel_scale is None:
-            y = jnp.dot(flat, kernel).reshape(out)
+            y = jnp.tensordot(x, kernel, axes)
         else:  # integers up to 127 are exact in any dtype; scaling what comes out keeps the cast within the product
-            y = jnp.dot(flat, kernel, preferred_element_type=jnp.float32).reshape(out)
+            y = jnp.tensordot(x, kernel, axes, preferred_element_type=jnp.float32)
             y = (y * self.kernel_scale[...]).astype(x.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
