@@ -149,10 +149,7 @@ class FlowGRPO:
             "first_update_max_ratio_deviation": self.first_deviation,
             "exported": str(self.exported),
             "old_logp": "training program" if self.recompute else "sampler",
-            **(self.heldout.gain() if self.heldout else {}),
-            "no_overedit_before": history.eval_first.get("heldout/no_overedit"),
-            "no_overedit_after": history.eval_last.get("heldout/no_overedit"),
-        }
+        } | (self.heldout.gain(history) if self.heldout else {})
 
     def export(self, state: TrainState) -> None:
         """Writes what the editor loads back: adapters as PEFT and diffusers files, or the whole transformer."""

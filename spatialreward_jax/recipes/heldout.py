@@ -10,6 +10,7 @@ from spatialreward_jax.data.pipeline import load_batch
 from spatialreward_jax.data.requests import read_requests
 from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.recipes.previews import PHASE
+from spatialreward_jax.recipes.task import History
 from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
 from spatialreward_jax.rl import standard_error
 
@@ -53,8 +54,8 @@ class HeldoutEdits:
                 yield f"{name}_sem", standard_error(values)
         yield "invalid_share", 1 - len(reward) / len(oracle)
 
-    def gain(self) -> dict[str, Any]:
-        """`oracle_before`, `oracle_after` and the 95% interval of their paired difference, `oracle_gain_ci95`."""
+    def gain(self, history: History) -> dict[str, Any]:
+        """Means before and after the run, and the paired difference of the oracle's scores with its 95% interval."""
         if self.before is None or self.after is None:
             return {}
         apart = np.subtract(self.after, self.before)
@@ -62,7 +63,12 @@ class HeldoutEdits:
         return {
             "oracle_before": float(np.mean(self.before)),
             "oracle_after": float(np.mean(self.after)),
+            "oracle_gain": float(apart.mean()),
             "oracle_gain_ci95": [float(apart.mean() - half), float(apart.mean() + half)],
+        } | {
+            f"heldout_{name}_{when}": found.get(f"heldout/{name}")
+            for name in ("reward", "no_overedit")
+            for when, found in (("before", history.eval_first), ("after", history.eval_last))
         }
 
     def _chunk(self, state: Any, first: int) -> Rewards:

@@ -122,12 +122,13 @@ _SUMMARY = "train/summary.json"
 _RL_VALUES = {
     "oracle before": Value(_SUMMARY, ("oracle_before",)),
     "oracle after": Value(_SUMMARY, ("oracle_after",)),
+    "gain": Value(_SUMMARY, ("oracle_gain",)),
     "gain low": Value(_SUMMARY, ("oracle_gain_ci95",), 0),
     "gain high": Value(_SUMMARY, ("oracle_gain_ci95",), 1),
-    "reward first": Value(_SUMMARY, ("reward_first",)),
-    "reward last": Value(_SUMMARY, ("reward_last",)),
-    "kept before": Value(_SUMMARY, ("no_overedit_before",)),
-    "kept after": Value(_SUMMARY, ("no_overedit_after",)),
+    "reward before": Value(_SUMMARY, ("heldout_reward_before",)),
+    "reward after": Value(_SUMMARY, ("heldout_reward_after",)),
+    "kept before": Value(_SUMMARY, ("heldout_no_overedit_before",)),
+    "kept after": Value(_SUMMARY, ("heldout_no_overedit_after",)),
     "seconds": Value(_SUMMARY, ("seconds",)),
 }
 

@@ -12,6 +12,7 @@ from spatialreward_jax.data.pipeline import EditorSize
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.recipes import heldout
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO
+from spatialreward_jax.recipes.task import History
 from spatialreward_jax.reward.backends import GuardsBackend, WeightedReward
 
 
@@ -55,17 +56,21 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
     monkeypatch.setattr(heldout, "CHUNK", 2)
     task = GivenEditor(index)
     evaluator = heldout.HeldoutEdits(task, str(index))
-    assert evaluator.gain() == {}
+    history = History()
+    assert evaluator.gain(history) == {}
     state = lambda edits: types.SimpleNamespace(params=edits)
     first = dict(evaluator(state(False), 0))
     assert task.batches_seen == [2, 2, 2], "the last chunk is filled up"
     last = dict(evaluator(state(True), 1))
-    gain = evaluator.gain()
+    history.eval_first, history.eval_last = ({f"heldout/{n}": v for n, v in x.items()} for x in (first, last))
+    gain = evaluator.gain(history)
     assert len(evaluator.before) == len(evaluator.after) == 5
     assert gain["oracle_before"] == pytest.approx(first["oracle"]) and first["oracle"] < 0.7
     assert gain["oracle_after"] == pytest.approx(last["oracle"]) and last["oracle"] > 0.9
     apart = np.subtract(evaluator.after, evaluator.before)
     half = 1.96 * apart.std(ddof=1) / np.sqrt(5)
     assert gain["oracle_gain_ci95"] == pytest.approx([apart.mean() - half, apart.mean() + half])
+    assert gain["oracle_gain"] == pytest.approx(apart.mean())
+    assert gain["heldout_no_overedit_after"] == last["no_overedit"] and gain["heldout_reward_before"] == 1
     assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
     assert first["invalid_share"] == 0
