@@ -37,7 +37,8 @@ LORA = {"rank": 2, "alpha": 4.0}
 GRPO = {
     **{"editor": str(GOLDENS / "omnigen2"), "steps": 2, "prompts": 4, "group": 2, "lora": LORA},
     **{"window_steps": 1, "window_span": (0.0, 1.0), "updates_per_phase": 1, "checkpoint_every": 1},
-    **{"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}, "eval": {"prompts": 0}},
+    **{"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}},
+    "eval": {"prompts": 0, "heldout": 0},
     "data": {"max_pixels": 1024, "max_text_tokens": 64},
 }
 SUPERVISED = {"steps": 2, "batch": 2, "warmup": 0, "lora": LORA, "export_dtype": "float32", "checkpoint_every": 0}

@@ -30,6 +30,7 @@ from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, Weigh
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 
 ROOT = pathlib.Path(__file__).parents[2]
+GUIDED = {"text_guidance": 4.0, "image_guidance": 2.0}
 ONE_LOSS = 1.0
 """Size of one sample's loss; at ratio 1 their mean nearly cancels, so that errors are measured against this."""
 
@@ -43,8 +44,10 @@ def grpo_config(preset="embedded"):
 
 def tiny_config(goldens, data, **changes):
     config = grpo_config()
-    config.update({"editor": str(goldens / "omnigen2"), "prompts": 2, "group": 4, "sampler": {"steps": 4}})
-    config.update({"lora": {"rank": 2, "alpha": 4.0}, "data": {"path": str(data)}, "eval": {"prompts": 0}})
+    config.update({"editor": str(goldens / "omnigen2"), "prompts": 2, "group": 4, "sampler": {"steps": 4, **GUIDED}})
+    config.update(
+        {"lora": {"rank": 2, "alpha": 4.0}, "data": {"path": str(data)}, "eval": {"prompts": 0, "heldout": 0}}
+    )
     config.update(changes)
     return config
 
@@ -253,5 +256,5 @@ def test_rewards_need_known_backends_and_a_judge(goldens):
 
 def test_presets_are_complete():
     assert jnp.isclose(grpo_config("omnigen2").lr, 4e-4)
-    with pytest.raises(ValueError, match="choose one of embedded, omnigen2"):
+    with pytest.raises(ValueError, match="choose one of embedded, laptop, omnigen2"):
         grpo_config("laptops")
