@@ -5,7 +5,8 @@
         --config.editor=OMNIGEN2_FOLDER --config.judge.model=SPATIALREWARD_FOLDER --config.data.path=rl_abs_9tasks.jsonl
 
 Presets: `embedded` (default; small nets that come with the package, minutes on two CPU cores), `laptop` (the same for
-longer) and `omnigen2` (published sizes and the published recipe; paths by flags). Any field can be set on the command line: --config.lr=1e-4.
+longer) and `omnigen2` (published sizes and the published recipe; paths by flags). Any field can be set on the command
+line: --config.lr=1e-4.
 """
 
 from ml_collections import ConfigDict
