@@ -46,7 +46,7 @@ def settings_of(config: ConfigDict) -> Settings:
     if config.task != "flow_grpo":
         raise InputError(f"plan knows the recipe flow_grpo, not {config.task!r}: use configs/grpo.py")
     config = ConfigDict(config.to_dict())
-    config.data.path, config.editor = "planned", config.editor or "published"
+    config.data.path, config.editor, config.eval.heldout = "planned", config.editor or "published", 0
     return Settings.from_config(config, pathlib.Path())
 
 

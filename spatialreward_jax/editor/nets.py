@@ -112,7 +112,7 @@ def load_nets(
             f"{folder}: transformer wants text of width {flow.text_feat_dim} and {flow.in_channels} latent channels, "
             f"mllm and vae give {text.text.dim} and {image.latent_channels}: they belong to different editors"
         )
-    seeds, place = dict(scratch), Placement(mesh, dtype, seeded=str(path) == "embedded")
+    seeds, place = dict(scratch), Placement(mesh, dtype)
     at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in configs}
     graph, params = load_net(
         lambda rngs: omnigen2.OmniGen2Transformer(flow, rngs=rngs),

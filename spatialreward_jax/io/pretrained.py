@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import nnx
 
 from spatialreward_jax.errors import InputError
@@ -78,14 +77,11 @@ class Placement:
     Attributes:
       mesh: the devices.
       dtype: of the parameters.
-      seeded: a folder that ships no weights gets random ones from a fixed seed (the embedded nets before training)
-        instead of an error.
       scratch: draw the weights from this seed, whatever the folder ships; None reads them.
     """
 
     mesh: jax.sharding.Mesh
     dtype: Any
-    seeded: bool = False
     scratch: int | None = None
 
 
@@ -117,13 +113,7 @@ def load_net(
     where = shardings(abstract, rules, place.mesh)
     if place.scratch is not None:
         return graph, _random(build, where, abstract, place.scratch)
-    try:
-        files = CheckpointFiles.open(folder, stem)
-    except InputError:
-        if not place.seeded:
-            raise
-        logging.warning("%s ships no weights yet: they are random, from seed 0", folder.relative_to(ASSETS))
-        return graph, _random(build, where, abstract, 0)
+    files = CheckpointFiles.open(folder, stem)
     return graph, load_params(files, table(list(files.files)), abstract, shardings=where, ignore=ignore)
 
 

@@ -68,6 +68,6 @@ def recipes(costs: Sequence[dict[str, Any]]) -> str:
     """TFLOP per image of the recipes side by side."""
     lines = ["TFLOP per image   sampling   training        sum        aim"]
     for cost in costs:
-        numbers = (cost["sampling"]["tflop"], cost["training"]["tflop"], cost["tflop_per_image"], cost["aim"])
-        lines.append(f"{cost['recipe']:15}" + "".join(f"{n:11.1f}" for n in numbers))
+        numbers = (cost["sampling"]["tflop"], cost["training"]["tflop"], cost["tflop_per_image"], cost.get("aim", "-"))
+        lines.append(f"{cost['recipe']:15}" + "".join(f"{n:>11}" if n == "-" else f"{n:11.5g}" for n in numbers))
     return "\n".join(lines)

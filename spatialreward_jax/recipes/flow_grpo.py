@@ -144,6 +144,7 @@ class FlowGRPO:
         return {
             "reward_first": history.first.get("reward"),
             "reward_last": history.last.get("reward"),
+            "images_per_step": self.settings.prompts * self.settings.group,
             "invalid_share": history.mean("invalid_share"),
             "zero_std_share": history.mean("zero_std_share"),
             "first_update_max_ratio_deviation": self.first_deviation,

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import read_adapter
-from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json, resolve
+from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json
 from spatialreward_jax.mesh import make_mesh, place_whole, serving_mesh, shardings
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.layers import quantize_linears
@@ -88,7 +88,7 @@ def load_judge(
     spec, adapters = read_adapter(adapter, table, abstract) if adapter else (None, None)
     if serving:
         mesh = serving_mesh(mesh, abstract, SHARDING)
-    place = Placement(mesh, dtype, seeded=folder == resolve("embedded", "judge"), scratch=scratch)
+    place = Placement(mesh, dtype, scratch=scratch)
     _, base = load_net(build, folder, "model", lambda names: table, SHARDING, place, ignore=ignored(config))
     graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)
     if adapters is not None:

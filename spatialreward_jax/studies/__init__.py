@@ -1,6 +1,6 @@
 """The paper in miniature: comparisons on EditWorld with the same budget for every arm."""
 
-from spatialreward_jax.studies.arms import STUDIES, Arm, Place, Study, Value
+from spatialreward_jax.studies.arms import STUDIES, Arm, Place, Quotient, Study, Value
 from spatialreward_jax.studies.cells import Cell, read_cell, run_cell
 from spatialreward_jax.studies.table import interval, study_table
 
@@ -9,6 +9,7 @@ __all__ = [
     "Arm",
     "Cell",
     "Place",
+    "Quotient",
     "Study",
     "Value",
     "interval",

@@ -13,6 +13,9 @@ JUDGE_STEPS = 500
 RL_STEPS = 40
 """Phases of an RL run; likewise."""
 
+RECIPES = ("parity", "window")
+"""In the order in which `plan --flops_only` lists them."""
+
 RANKINGS = 128
 """Rankings of each size (2, 3 and 4 edits) of the test split."""
 
@@ -32,11 +35,18 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A number that a command leaves behind: keys into a JSON file of the cell's folder; `index` into a list."""
+    """A number that a command leaves behind: keys (of objects) and places (in lists) of a JSON file in its folder."""
 
     file: str
-    keys: tuple[str, ...]
-    index: int | None = None
+    keys: tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quotient:
+    """One column over the product of others, all of which stand before it."""
+
+    over: str
+    under: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Arm:
     """
 
     commands: Callable[[Place], list[list[str]]]
-    values: Mapping[str, Value]
+    values: Mapping[str, Value | Quotient]
     minutes: float
     shared: Callable[[Place], list[tuple[pathlib.Path, list[str]]]] = lambda place: []
 
@@ -123,8 +133,8 @@ _RL_VALUES = {
     "oracle before": Value(_SUMMARY, ("oracle_before",)),
     "oracle after": Value(_SUMMARY, ("oracle_after",)),
     "gain": Value(_SUMMARY, ("oracle_gain",)),
-    "gain low": Value(_SUMMARY, ("oracle_gain_ci95",), 0),
-    "gain high": Value(_SUMMARY, ("oracle_gain_ci95",), 1),
+    "gain low": Value(_SUMMARY, ("oracle_gain_ci95", 0)),
+    "gain high": Value(_SUMMARY, ("oracle_gain_ci95", 1)),
     "reward before": Value(_SUMMARY, ("heldout_reward_before",)),
     "reward after": Value(_SUMMARY, ("heldout_reward_after",)),
     "kept before": Value(_SUMMARY, ("heldout_no_overedit_before",)),
@@ -140,6 +150,24 @@ def _rl_arm(flags: Callable[[Place], Sequence[str]]) -> Arm:
         return [[*training, *flags(place)]]
 
     return Arm(commands, _RL_VALUES, minutes=6)
+
+
+def _recipe_arm(recipe: str) -> Arm:
+    """The figures of `_rl_arm`, and what they cost."""
+    arm = _rl_arm(lambda place: [f"--config.recipe={recipe}"])
+
+    def commands(place: Place) -> list[list[str]]:
+        flops = ["plan", "--config=configs/grpo.py", "--flops_only", f"--json={place.folder / 'flops.json'}"]
+        return [*arm.commands(place), flops]
+
+    costs = {
+        "phases": Value(_SUMMARY, ("steps",)),
+        "images of a phase": Value(_SUMMARY, ("images_per_step",)),
+        "TFLOP of an image": Value("flops.json", ("recipes", RECIPES.index(recipe), "tflop_per_image")),
+        "gain per TFLOP": Quotient("gain", ("phases", "images of a phase", "TFLOP of an image")),
+        "gain per second": Quotient("gain", ("seconds",)),
+    }
+    return dataclasses.replace(arm, commands=commands, values=arm.values | costs)
 
 
 def _rewards(judge: float = 0.0, oracle: float = 0.0) -> list[str]:
@@ -175,8 +203,8 @@ STUDIES: Mapping[str, Study] = {
         },
     ),
     "recipe": Study(
-        "What do the parity and the window recipe gain for the same number of phases, and in what time?",
-        {name: _rl_arm(lambda place, name=name: [f"--config.recipe={name}"]) for name in ("parity", "window")},
+        "What do the parity and the window recipe gain for the same number of phases, for their time and their FLOPs?",
+        {name: _recipe_arm(name) for name in RECIPES},
     ),
     "reward_aggregation": Study(
         "Which aggregation is the best reward?",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 from spatialreward_jax.data.editworld import write_rankings
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.reporting.progress import write_json
-from spatialreward_jax.studies.arms import RANKINGS, STUDIES, Arm, Place, Value
+from spatialreward_jax.studies.arms import RANKINGS, STUDIES, Arm, Place, Quotient, Value
 
 FILE = "cell.json"
 
@@ -86,7 +87,7 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     seconds = [_run(words, f"{study}/{arm}/seed{seed}", say) for words in commands]
     if sum(seconds) > 60 * found.minutes:
         say(f"WARNING: {sum(seconds) / 60:.1f} minutes, more than the arm's {found.minutes:g}")
-    values = {column: look_up(place.folder, value) for column, value in found.values.items()}
+    values = read_values(place.folder, found.values)
     cell = Cell(study, arm, seed, [typed(words) for words in commands], seconds, values)
     write_json(place.folder / FILE, dataclasses.asdict(cell))
     shutil.rmtree(place.folder / "train" / "checkpoints", ignore_errors=True)  # the cell is done: nothing resumes
@@ -103,15 +104,28 @@ def _run(words: list[str], cell: str, say: Callable[[str], None]) -> float:
     return round(time.monotonic() - start, 1)
 
 
-def look_up(folder: pathlib.Path, value: Value) -> float | None:
-    """The number, or None where the file has no such key. Raises InputError without the file."""
+def read_values(folder: pathlib.Path, columns: Mapping[str, Value | Quotient]) -> dict[str, float | None]:
+    """What the columns say; None where a file has no such key. Raises InputError without the file."""
+    values: dict[str, float | None] = {}
+    for name, column in columns.items():
+        if isinstance(column, Value):
+            values[name] = _look_up(folder, column)
+            continue
+        parts = [values[part] for part in (column.over, *column.under)]
+        known = all(part is not None for part in parts) and all(parts[1:])
+        values[name] = parts[0] / math.prod(parts[1:]) if known else None
+    return values
+
+
+def _look_up(folder: pathlib.Path, value: Value) -> float | None:
     file = folder / value.file
     try:
         found: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     for key in value.keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    if value.index is not None and found is not None:
-        found = found[value.index]
+        try:
+            found = found[key]
+        except (KeyError, IndexError, TypeError):
+            return None
     return None if found is None else float(found)

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.studies import STUDIES, Arm, Study, Value, cells, interval, read_cell, run_cell, study_table
+from spatialreward_jax.studies import (
+    STUDIES,
+    Arm,
+    Quotient,
+    Study,
+    Value,
+    cells,
+    interval,
+    read_cell,
+    run_cell,
+    study_table,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUALITY = {"good": 0.8, "bad": 0.5}
@@ -23,7 +34,8 @@ def arm(name):
             ["train", f"--workdir={place.folder / 'train'}", f"--config.quality={QUALITY[name] + place.seed / 100}"]
         ]
 
-    values = {"quality": Value("train/summary.json", ("quality",)), "gap": Value("train/summary.json", ("a", "b"), 1)}
+    values = {"quality": Value("train/summary.json", ("quality",)), "gap": Value("train/summary.json", ("a", "b", 1))}
+    values |= {"two": Value("train/summary.json", ("list", 1)), "half": Quotient("quality", ("two",))}
     return Arm(commands, values, minutes=1)
 
 
@@ -40,7 +52,9 @@ def toy(monkeypatch):
         ran.append(words)
         folder = pathlib.Path(words["workdir"])
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps({"quality": float(words["config.quality"]), "a": {}}))
+        (folder / "summary.json").write_text(
+            json.dumps({"quality": float(words["config.quality"]), "a": {}, "list": [1, 2]})
+        )
         return types.SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(cells.subprocess, "run", program)
@@ -49,7 +63,7 @@ def toy(monkeypatch):
 
 def test_a_cell_runs_once_and_is_kept(toy, tmp_path):
     first = run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
-    assert first.values == {"quality": 0.8, "gap": None}
+    assert first.values == {"quality": 0.8, "gap": None, "two": 2, "half": 0.4}
     assert run_cell(tmp_path, "toy", "good", 0) == first == read_cell(tmp_path, "toy", "good", 0)
     assert len(toy) == 1
     assert read_cell(tmp_path, "toy", "good", 1) is None
@@ -87,13 +101,13 @@ def test_unknown_names(tmp_path):
 
 def test_the_table_has_intervals_pairs_seeds_and_shows_what_was_not_run(toy, tmp_path):
     empty = study_table(tmp_path, "toy", [0, 1])
-    assert empty.count("not run |") == 6 and not re.search(r"\d\.\d{3}", empty)
+    assert empty.count("not run |") == 10 and not re.search(r"\d\.\d{3}", empty)
     for name, seed in (("good", 0), ("good", 1), ("bad", 0), ("bad", 1), ("bad", 2)):
         run_cell(tmp_path, "toy", name, seed, say=lambda line: None)
     text = study_table(tmp_path, "toy", [0, 1, 2])
     mean, low, high = interval([0.80, 0.81])
-    assert f"| good | 0, 1 | {mean:.3f} ({low:.3f} to {high:.3f}) | - |" in text
-    assert "| bad | 0, 1 | -0.300 (-0.300 to -0.300) | - |" in text, "seed 2 has no partner"
+    assert f"| good | 0, 1 | {mean:.3f} ({low:.3f} to {high:.3f}) | - | 2.000" in text
+    assert "| bad | 0, 1 | -0.300 (-0.300 to -0.300) | - | +0.000" in text, "seed 2 has no partner"
     assert re.findall(r"--arm=(\w+) --seeds=(\d)", text) == [("good", "2")]
 
 
