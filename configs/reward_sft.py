@@ -26,17 +26,17 @@ EDITWORLD = {
     "templates": "compact",
     "pixels": "eval",
     "max_new_tokens": 128,
-    "steps": 5000,
-    "batch": 16,
+    "steps": 1500,
+    "batch": 64,
     "accumulate": 1,
     "lr": 1e-3,
-    "warmup": 200,
+    "warmup": 100,
     "betas": (0.9, 0.95),
     "weight_decay": 0.01,
     "lora": {"rank": 0},
     "data": {"path": "editworld", "max_tokens": 512},
-    "checkpoint_every": 500,
-    "eval_every": 1000,
+    "checkpoint_every": 100,
+    "eval_every": 500,
 }
 
 PRESETS = {  # what runs where; everything else below is the published recipe
@@ -44,9 +44,14 @@ PRESETS = {  # what runs where; everything else below is the published recipe
     "perception": EDITWORLD
     | {
         "scratch": True,
-        "steps": 2000,
+        "steps": 1500,
         "data": EDITWORLD["data"]
-        | {"editworld": {"mixture": {"grounding": 0.4, "changes": 0.6, "consistency": 0.0, "quality": 0.0}}},
+        | {
+            "editworld": {
+                "mixture": {"grounding": 0.7, "changes": 0.3, "consistency": 0.0, "quality": 0.0},
+                "sides": (64,),
+            }
+        },
         "eval": {"edits": 0},
     },
     "published": {},
@@ -88,6 +93,7 @@ def get_config(preset="embedded"):
     config.templates = "default"  # wording of EditWorld's questions, stored with the judge
     config.max_new_tokens = 512  # of an answer, stored with the judge
     config.data.editworld = ConfigDict({"edits": 8192, "candidates": 2})  # candidates: of each edit
+    config.data.editworld.sides = (64, 96)  # pixels of the pictures
     # shares of the lessons: every shape of a picture, every change between two, the judge's two questions
     config.data.editworld.mixture = ConfigDict({"grounding": 0.1, "changes": 0.2, "consistency": 0.5, "quality": 0.2})
     config.data.editworld.boxes = True  # answers name regions

@@ -219,10 +219,14 @@ def _many_changes(sample: EditSample, source: np.ndarray, rng: np.random.Generat
 
 
 class Candidates:
-    """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited)."""
+    """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited).
 
-    def __init__(self, split: str, edits: int, candidates: int = 1, seed: int = 0):
+    `sides` of the pictures take turns, edit by edit.
+    """
+
+    def __init__(self, split: str, edits: int, candidates: int = 1, seed: int = 0, sides: Sequence[int] = tuple(SIDES)):
         self._split, self._count, self._per_edit, self._seed = split, edits * candidates, candidates, seed
+        self._sides = tuple(sides)
         self._kept: dict[int, tuple[Candidate, np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -230,7 +234,7 @@ class Candidates:
 
     def side(self, index: int) -> int:
         """Pixels of a side of the row's pictures."""
-        return SIDES[index // self._per_edit % len(SIDES)]
+        return self._sides[index // self._per_edit % len(self._sides)]
 
     def __getitem__(self, index: int) -> tuple[Candidate, np.ndarray, np.ndarray]:
         if index not in self._kept:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.recipes.optimizing import Optimizing
@@ -35,6 +36,7 @@ class Settings:
     threads: int
     edits: int
     candidates: int
+    sides: tuple[int, ...]
     boxes: bool
     cited: bool
     shares: Mapping[str, float]
@@ -57,6 +59,7 @@ class Settings:
             threads=data.threads,
             edits=world.edits,
             candidates=world.candidates,
+            sides=tuple(world.sides),
             boxes=world.boxes,
             cited=world.cited,
             shares=world.mixture.to_dict() if data.path == "editworld" else {"rows": 1.0},
@@ -74,6 +77,8 @@ class Settings:
             raise InputError("no data: give --config.data.path=FILE.jsonl of chats, or 'editworld'")
         if min(self.batch, self.edits, self.candidates, self.max_tokens, self.max_new_tokens) < 1:
             raise InputError("batch, edits, candidates, max_tokens and max_new_tokens must be at least 1")
+        if not self.sides or not set(self.sides) <= set(SIDES):
+            raise InputError(f"data.editworld.sides={self.sides}: name sides among {', '.join(map(str, SIDES))}")
         if min(self.eval_batches, self.eval_edits, self.eval_grounding) < 0:
             raise InputError("eval: batches, edits and grounding must be at least 0")
         if self.scratch and self.lora:

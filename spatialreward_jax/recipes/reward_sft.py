@@ -115,7 +115,7 @@ class RewardSFT:
         wording = Wording(
             lambda instruction: self.templates.sc_text(instruction, 1), self.templates.pq_text(), s.boxes, s.cited
         )
-        return editworld_lessons(Candidates(split, edits, s.candidates), wording)
+        return editworld_lessons(Candidates(split, edits, s.candidates, sides=s.sides), wording)
 
     def measure(self, turns: tuple[Turn, ...], sizes: list[tuple[int, int]]) -> tuple[int, ...]:
         """A row's bucket: padded tokens, padded patches of its largest image, number of images. Raises InputError."""
