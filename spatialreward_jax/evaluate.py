@@ -114,9 +114,11 @@ def _judge(aggregation: Aggregation) -> Judge:
         if not _VIE_MODEL.value:
             raise InputError("--vie_url needs --vie_model, the name of the model there")
         return VIEJudge(_VIE_URL.value, _VIE_MODEL.value)
-    from spatialreward_jax.reward.judge import RewardModel  # here: answers are evaluated without loading any net
+    from spatialreward_jax.memory import keep_freed_memory  # here: answers are evaluated without loading any net
+    from spatialreward_jax.reward.judge import RewardModel
     from spatialreward_jax.reward.vlm import Decoding
 
+    keep_freed_memory()
     return RewardModel.from_pretrained(
         _MODEL.value,
         adapter=_ADAPTER.value or None,

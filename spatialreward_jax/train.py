@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from spatialreward_jax import cli, processes
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.checkpoints import Checkpoints, Restored, SaveError, abstract
+from spatialreward_jax.memory import keep_freed_memory
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
@@ -219,6 +220,7 @@ def main(_argv: list[str]) -> int:
         mesh = make_mesh(**sizes)
     except ValueError as error:
         raise InputError(str(error)) from error
+    keep_freed_memory()
     processes.say(f"{len(jax.devices())} devices ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}")
     task = processes.together(lambda: recipe.make_task(config, mesh, workdir))
     try:
