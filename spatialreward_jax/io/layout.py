@@ -87,6 +87,14 @@ class Layout:
         """Parameter -> checkpoint tensor."""
         return self._rearrange(parameter, self.target, self.source)
 
+    def matrix(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The parameter's axes that a layer contracts with its input, and those of its output.
+
+        The checkpoint's tensor is that of a torch layer: outputs first, then inputs.
+        """
+        of = lambda groups: tuple(axis for axis, group in enumerate(self.target) if set(group) <= set(sum(groups, ())))
+        return of(self.source[1:]), of(self.source[:1])
+
     @property
     def row_axis(self) -> int | None:
         """The parameter's axis whose slices are contiguous in the file; None where it has been merged with others."""

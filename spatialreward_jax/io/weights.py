@@ -58,6 +58,24 @@ class Entry:
         return Layout.bind(self.layout, tuple(shape)[1:] if self.stacked else tuple(shape), self.sizes)
 
 
+Matrices = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+"""Dotted path of a kernel -> its axes that are inputs, and those that are outputs; an axis of layers is neither."""
+
+
+def matrices(entries: Sequence[Entry], params: Any, prefix: str = "") -> Matrices:
+    """The kernels of linear layers and convolutions among `params`: no embeddings, norms or biases.
+
+    prefix: stands before every path, where `params` are a part of a larger tree.
+    """
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    found = {}
+    for entry in entries:
+        if entry.target.endswith(".kernel") and entry.target in shapes:
+            axes = entry.bind(shapes[entry.target]).matrix()
+            found[prefix + entry.target] = tuple(tuple(a + entry.stacked for a in part) for part in axes)
+    return found
+
+
 class CheckpointFiles:
     """The tensors of a folder: one `<stem>.safetensors`, or shards listed by `<stem>.safetensors.index.json`.
 

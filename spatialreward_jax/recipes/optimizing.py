@@ -12,7 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.rl import TrainState, apply_gradients, make_optimizer
+from spatialreward_jax.io.weights import Matrices
+from spatialreward_jax.mesh import path_name
+from spatialreward_jax.rl import TrainState, apply_gradients, clip_by_norm, make_optimizer
 from spatialreward_jax.rl.metrics import Mean
 
 SCHEDULES = ("constant", "cosine")
@@ -24,13 +26,15 @@ micro-batches of an update."""
 
 @dataclasses.dataclass(frozen=True)
 class Optimizing:
-    """AdamW and its learning rate; fields of the same names in a config.
+    """AdamW, or Muon with AdamW, and their learning rates; fields of the same names in a config.
 
     Attributes:
         lr: peak. schedule: "constant" or "cosine" (to 0 at the last step). warmup: steps, or below 1 the share of all
             steps, in which the rate rises from 0.
         betas, weight_decay: of AdamW. max_grad_norm: gradients are clipped to this global norm.
         accumulate: micro-batches of one update.
+        muon_lr: above 0: peak rate of kernels, which train by Muon; `lr` is that of everything else. Its schedule is
+            that of `lr`.
     """
 
     lr: float
@@ -40,36 +44,59 @@ class Optimizing:
     weight_decay: float
     max_grad_norm: float
     accumulate: int
+    muon_lr: float = 0.0
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Optimizing":
-        """Reads the fields. Raises InputError for senseless ones."""
-        self = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+        """Reads the fields; `muon_lr` may be absent. Raises InputError for senseless ones."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        self = cls(**{name: config[name] for name in names if name in config or name != "muon_lr"})
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        if self.muon_lr < 0:
+            raise InputError(f"muon_lr={self.muon_lr}: use 0 for AdamW alone, or the rate of Muon")
         if self.warmup < 0 or self.accumulate < 1:
             raise InputError(f"warmup={self.warmup}, accumulate={self.accumulate}: use at least 0 and at least 1")
         return self
 
-    def learning_rate(self, steps: int) -> optax.Schedule:
-        """The rate at each of `steps` updates, as `get_constant/cosine_schedule_with_warmup` of transformers."""
+    def learning_rate(self, steps: int, peak: float | None = None) -> optax.Schedule:
+        """The rate at each of `steps` updates, as `get_constant/cosine_schedule_with_warmup` of transformers.
+
+        peak: instead of `lr`.
+        """
+        peak = self.lr if peak is None else peak
         warmup = round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
         if self.schedule == "constant":
-            after = optax.constant_schedule(self.lr)
+            after = optax.constant_schedule(peak)
         else:
-            after = optax.cosine_decay_schedule(self.lr, max(steps - warmup, 1))
+            after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
         if not warmup:
             return after
-        return optax.join_schedules([optax.linear_schedule(0.0, self.lr, warmup), after], [warmup])
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """AdamW behind gradient clipping."""
-        return make_optimizer(
-            self.learning_rate(steps),
-            betas=tuple(self.betas),
-            weight_decay=self.weight_decay,
-            max_norm=self.max_grad_norm,
+    def optimizer(self, steps: int, kernels: Matrices | None = None) -> optax.GradientTransformation:
+        """AdamW behind gradient clipping; where `muon_lr` asks for it, Muon for `kernels`.
+
+        Muon's update is the kernel's momentum, orthogonalised as a matrix from inputs to outputs and scaled by
+        sqrt(max(1, outputs / inputs)) (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers"). Both rules
+        then look ahead as Nesterov's.
+        """
+        rate, betas, decay = self.learning_rate(steps), tuple(self.betas), self.weight_decay
+        if not (self.muon_lr and kernels):
+            return make_optimizer(rate, betas=betas, weight_decay=decay, max_norm=self.max_grad_norm)
+        dims = {name: optax.contrib.MuonDimensionNumbers(*axes) for name, axes in kernels.items()}
+        muon = optax.contrib.muon(
+            self.learning_rate(steps, self.muon_lr),
+            adam_learning_rate=rate,
+            adam_b1=betas[0],
+            adam_b2=betas[1],
+            weight_decay=decay,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
+                lambda path, _: dims.get(path_name(path)), params
+            ),
         )
+        return optax.chain(clip_by_norm(self.max_grad_norm), muon)
 
 
 def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -85,22 +112,26 @@ def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSt
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         return TrainState.create(params, optimizer)
 
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(make, params).opt,
-        where,
-        transform_non_params=lambda _: whole,
-    )
+    named = {path_name(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(where)}
+
+    def like_parameter(path, _):
+        """A moment's path ends in that of its parameter."""
+        parts = path_name(path).split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        return next((named[end] for end in ends if end in named), whole)
+
+    moments = jax.tree_util.tree_map_with_path(like_parameter, jax.eval_shape(make, params).opt)
     return jax.jit(make, out_shardings=TrainState(whole, where, moments))(params)
 
 
 class Updates:
     """Optimiser steps of a supervised loss; micro-batches may have different shapes, one program for each."""
 
-    def __init__(self, loss: Loss, optimizing: Optimizing, *, steps: int, seed: int):
-        """`steps`: of the whole run. `seed`: of all draws of the loss."""
-        rate, self.optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps)
+    def __init__(
+        self, loss: Loss, optimizing: Optimizing, *, steps: int, seed: int, kernels: Matrices | None = None
+    ):
+        """`steps`: of the whole run. `seed`: of all draws of the loss. `kernels`: those that Muon may train."""
+        rate, self.optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps, kernels)
 
         def gradient(params, frozen, batch, step, number, before):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)

@@ -83,6 +83,8 @@ class Settings:
             raise InputError("eval: batches, edits and grounding must be at least 0")
         if self.scratch and self.lora:
             raise InputError("scratch trains all parameters: set lora.rank=0, or scratch=False")
+        if self.optimizing.muon_lr and self.lora:
+            raise InputError("muon_lr trains whole kernels: set lora.rank=0, or muon_lr=0")
         pixel_policy(self.pixels)
         self.load_templates()
 

@@ -21,7 +21,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.io.peft import write_peft
 from spatialreward_jax.io.pretrained import copy_companions, resolve
-from spatialreward_jax.io.weights import save_params
+from spatialreward_jax.io.weights import matrices, save_params
 from spatialreward_jax.mesh import place_batch
 from spatialreward_jax.models import lora
 from spatialreward_jax.models.qwen3_vl import entries, initial_positions
@@ -95,7 +95,8 @@ class RewardSFT:
             s.steps * s.optimizing.accumulate,
             s.seed,
         )
-        self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed)
+        kernels = matrices(entries(net.config), net.base, "base.")
+        self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed, kernels=kernels)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}
         self.frozen = {} if net.adapters is None else {"base": net.base}
         self.charts = CHARTS

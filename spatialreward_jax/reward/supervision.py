@@ -84,7 +84,7 @@ def targets_of(chat: Chat, length: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def pack_chats(rows: Sequence[ChatRow], processor: Processor, *, side: int, least: int = 64) -> AnswerBatch:
-    """Rows -> a batch of host arrays, lengths, answers and patches padded into buckets (64 x 1, 1.5, 2, 3, ...).
+    """Rows -> a batch of host arrays, lengths, answers and patches padded into buckets.
 
     The number of images is padded to a multiple of the number of rows. side: of the net's position table.
     Raises InputError as `tokenize_chat`.
@@ -107,7 +107,7 @@ def pack_chats(rows: Sequence[ChatRow], processor: Processor, *, side: int, leas
         [chat.tokens for chat in chats],
         [list(indices) for indices in shown],
         [p.grid for p in patches],
-        length=bucket(max(len(chat.tokens) for chat in chats), least=least),
+        length=bucket(max(len(chat.tokens) for chat in chats), least=least, parts=4),
         patches=most,
         image_token=processor.image_pad,
         merge=merge,

@@ -2,8 +2,9 @@
 
 A template set is a folder with `sc.txt` and `pq.txt` and, where several sources have their own wording,
 `sc_multi.txt`. A file holds exactly what is sent; `{instruction}`, `{score_range}` and `{num_input_images}` are filled
-in and every other brace stands for itself. Shipped sets: `default`, and `compact` for small judges. The official
-wording is imported from a clone by `spatialreward_jax.reward.import_templates`.
+in and every other brace stands for itself. Shipped sets: `default`, and `compact` for small judges that were trained
+on it: it leaves out how to answer. The official wording is imported from a clone by
+`spatialreward_jax.reward.import_templates`.
 """
 
 import dataclasses

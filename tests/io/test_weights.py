@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io import weights
 from spatialreward_jax.io.layout import Layout
-from spatialreward_jax.io.weights import CheckpointFiles, Entry, check_table, load_params, save_params
+from spatialreward_jax.io.weights import CheckpointFiles, Entry, check_table, load_params, matrices, save_params
 from spatialreward_jax.mesh import make_mesh, shardings
 
 ENTRIES = (
@@ -50,6 +50,14 @@ def test_parameters_have_the_natural_shapes_and_the_layers_stack(tmp_path):
     np.testing.assert_allclose(q.reshape(-1), tensors["layers.1.q.weight"] @ x, rtol=1e-5)
     o = np.einsum("nh,nhd->d", x.reshape(4, 2), params["blocks"]["o"]["kernel"][2])
     np.testing.assert_allclose(o, tensors["layers.2.o.weight"] @ x, rtol=1e-5)
+
+
+def test_kernels_are_told_apart_from_other_parameters_with_their_inputs_and_outputs():
+    assert matrices(ENTRIES, ABSTRACT, "net.") == {
+        "net.patch.kernel": ((0,), (1,)),
+        "net.blocks.q.kernel": ((1,), (2, 3)),
+        "net.blocks.o.kernel": ((1, 2), (3,)),
+    }
 
 
 def test_pieces_make_the_same_whole(tmp_path, monkeypatch):

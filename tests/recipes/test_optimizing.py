@@ -34,7 +34,7 @@ def test_rates_rise_and_fall():
     assert optimizing(warmup=0).learning_rate(10)(0) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("changes", [{"schedule": "linear"}, {"warmup": -1}, {"accumulate": 0}])
+@pytest.mark.parametrize("changes", [{"schedule": "linear"}, {"warmup": -1}, {"accumulate": 0}, {"muon_lr": -1.0}])
 def test_senseless_settings(changes):
     with pytest.raises(InputError):
         optimizing(**changes)
@@ -48,6 +48,33 @@ def test_moments_lie_where_their_parameters_lie_and_are_float32():
     assert state.params["w"].dtype == jnp.float32 and params["w"].dtype == jnp.bfloat16
     moments = [x for x in jax.tree.leaves(state.opt) if x.shape == (8, 2)]
     assert len(moments) == 2 and all(x.sharding.is_equivalent_to(split, 2) for x in [*moments, state.params["w"]])
+
+
+def test_muon_trains_kernels_and_adamw_the_rest():
+    """The first update of a kernel is orthogonal as a matrix from inputs to outputs, that of anything else a sign."""
+    settings = optimizing(muon_lr=0.5, lr=0.1, warmup=0, weight_decay=0.0, schedule="constant", max_grad_norm=1e9)
+    optimizer = settings.optimizer(10, {"net.kernel": ((1,), (2, 3))})
+    params = {"net": {"kernel": jnp.zeros((2, 8, 2, 4)), "scale": jnp.zeros(3)}}
+    keys = jax.random.split(jax.random.key(0))
+    grads = {"net": {"kernel": jax.random.normal(keys[0], (2, 8, 2, 4)), "scale": jax.random.normal(keys[1], 3)}}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for layer, grad in zip(np.asarray(updates["net"]["kernel"]), np.asarray(grads["net"]["kernel"])):
+        values = np.linalg.svd(layer.reshape(8, 8), compute_uv=False)
+        assert values.max() < 0.5 * 1.3 and values[:-1].min() > 0.5 * 0.5  # Newton-Schulz: roughly 1
+        assert np.sum(layer * grad) < 0
+    size = 0.1 * (1 + 0.9 * 0.1 / (1 - 0.9**2))  # optax gives AdamW here Nesterov's look ahead
+    np.testing.assert_allclose(updates["net"]["scale"], -size * np.sign(grads["net"]["scale"]), rtol=1e-4)
+    adam = optimizing(warmup=0).optimizer(10, {"net.kernel": ((1,), (2, 3))})  # muon_lr=0: AdamW for everything
+    assert len(jax.tree.leaves(adam.init(params))) == len(jax.tree.leaves(optimizing().optimizer(10).init(params)))
+
+
+def test_muon_moments_lie_where_their_parameters_lie():
+    mesh = make_mesh(data=1, fsdp=8)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    params = {name: jax.device_put(jnp.ones((8, 4)), split) for name in ("kernel", "table")}
+    state = start_state(params, optimizing(muon_lr=0.1).optimizer(10, {"kernel": ((0,), (1,))}))
+    moments = [x for x in jax.tree.leaves(state.opt) if x.shape == (8, 4)]
+    assert len(moments) == 3 and all(x.sharding.is_equivalent_to(split, 2) for x in moments)
 
 
 def test_micro_batches_of_different_sizes_make_one_mean():

@@ -37,10 +37,16 @@ def test_shipped_sets(name):
     templates = load_templates(name)
     sc, pq = templates.sc_text("turn {score_range} <b> red", 1), templates.pq_text()
     assert "turn {score_range} <b> red" in sc  # what a user writes is never filled in
+    assert sc != pq
+    assert templates.id.startswith(f"{name}@") and templates.id == load_templates(name).id
+
+
+def test_default_wording_says_how_to_answer():
+    templates = load_templates("default")
+    sc, pq = templates.sc_text("turn it red", 1), templates.pq_text()
     for key in ("edit_region", "reasoning", "score", "bbox_2d", "<|bbox_0|>", "<|global|>", "25"):
         assert key in sc
     assert '"reasoning"' in pq and '"score"' in pq and "edit_region" not in pq
-    assert templates.id.startswith(f"{name}@") and templates.id == load_templates(name).id
 
 
 def test_several_sources_have_their_own_wording():
