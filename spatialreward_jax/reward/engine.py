@@ -36,7 +36,7 @@ from spatialreward_jax.models.qwen3_vl import (
     pack_prompts,
 )
 from spatialreward_jax.reward.answer_grammar import AnswerTables
-from spatialreward_jax.reward.batching import Beginnings, Limits, Part, Pass, Run, power_of_two
+from spatialreward_jax.reward.batching import Beginnings, Limits, Part, Pass, Run
 from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.processor import Patches
 
@@ -46,6 +46,10 @@ Up to there further tokens cost next to nothing, beyond it reading forced tokens
 
 PASS_ELSEWHERE = 256
 """Peak FLOP/s over bytes/s of memory, in bfloat16: 240 (v5e), 300 (H100), 560 (v6e)."""
+
+REFILL = 4
+"""Slots are refilled when a REFILL-th of them is free, and prompts are read in programs of all rows or that many: two
+shapes for each length."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,14 +141,14 @@ class Engine:
         self._note("decode", run.rows, run.length)
         waiting = [(part, list(range(len(part.questions)))) for part in run.parts]
         slots = _Slots(self.empty(run.rows, run.length + self.max_new), [None] * run.rows, waiting)
-        refill = self.net.mesh.shape["data"] * self.net.mesh.shape["fsdp"]  # fewer rows would leave devices idle
+        refill = self.net.mesh.shape["data"] * self.net.mesh.shape["fsdp"]  # fewer prompts would leave devices idle
         found: dict[int, Answered] = {}
         while True:
             while slots.free and slots.left:
                 self._fill(slots, run, prompts, asked, features)
             if all(question is None for question in slots.holds):
                 break
-            enough = min(refill, slots.left, run.rows) or run.rows
+            enough = min(max(refill, run.rows // REFILL), slots.left, run.rows) or run.rows
             slots.state = self.decode(
                 self.net.adapters, self.net.base, slots.state, np.int32(enough), self.grammar and self.grammar.tables
             )
@@ -156,7 +160,9 @@ class Engine:
         """Reads the questions that wait first into free slots."""
         part, places = slots.waiting[0]
         count = min(len(places), len(slots.free), part.rows)
-        now, rows = places[:count], power_of_two(count)
+        now, most = places[:count], min(part.rows, run.rows)
+        few = -(-most // REFILL)
+        rows = few if count <= few else most
         del places[:count]
         if not places:
             slots.waiting.pop(0)

@@ -24,8 +24,11 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def asked():
-    """Two sources with three edits each: SC asks about both, PQ about the edit."""
-    rng = np.random.default_rng(0)
+    """Two sources with three edits each: SC asks about both, PQ about the edit.
+
+    With these pictures no two likeliest tokens come closer than rounding (with seed 0 two do, to 8e-6).
+    """
+    rng = np.random.default_rng(2)
     picture = lambda height, width: rng.integers(0, 256, (height, width, 3), np.uint8)
     questions = []
     for height, width in ((224, 256), (256, 224)):
