@@ -127,9 +127,7 @@ def start_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSt
 class Updates:
     """Optimiser steps of a supervised loss; micro-batches may have different shapes, one program for each."""
 
-    def __init__(
-        self, loss: Loss, optimizing: Optimizing, *, steps: int, seed: int, kernels: Matrices | None = None
-    ):
+    def __init__(self, loss: Loss, optimizing: Optimizing, *, steps: int, seed: int, kernels: Matrices | None = None):
         """`steps`: of the whole run. `seed`: of all draws of the loss. `kernels`: those that Muon may train."""
         rate, self.optimizer = optimizing.learning_rate(steps), optimizing.optimizer(steps, kernels)
 

@@ -35,7 +35,8 @@ def sft_config(preset="embedded", **changes):
 
 def tiny_config(goldens, **changes):
     world = {"edits": 4, "candidates": 1}
-    tiny = {"judge": str(goldens / "spatialreward"), "scratch": False, "steps": 4, "batch": 2, "warmup": 0}
+    tiny = {"judge": str(goldens / "spatialreward"), "scratch": False, "steps": 4, "batch": 2}
+    tiny |= {"warmup": 0, "muon_lr": 0.0}
     tiny |= {"data": {"editworld": world, "threads": 1}, "eval": {"batches": 0, "edits": 0, "grounding": 0}}
     return sft_config(**(tiny | {"export_dtype": "float32"} | changes))
 

@@ -28,7 +28,7 @@ def asked():
 
     With these pictures no two likeliest tokens come closer than rounding (with seed 0 two do, to 8e-6).
     """
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(4)
     picture = lambda height, width: rng.integers(0, 256, (height, width, 3), np.uint8)
     questions = []
     for height, width in ((224, 256), (256, 224)):
