@@ -26,7 +26,7 @@ MODES = {
 def asked():
     """Two sources with three edits each: SC asks about both, PQ about the edit.
 
-    With these pictures no two likeliest tokens come closer than rounding (with seed 0 two do, to 8e-6).
+    The seed is one without a tie: with 0 two likeliest tokens of an answer are 8e-6 apart, which rounding decides.
     """
     rng = np.random.default_rng(4)
     picture = lambda height, width: rng.integers(0, 256, (height, width, 3), np.uint8)
