@@ -58,7 +58,7 @@ _VIE_MODEL = flags.DEFINE_string(
 _PARSING = flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
 _AGGREGATION = flags.DEFINE_enum("aggregation", "weighted", KINDS, "How sub-scores become one score.")
 _PIXELS = flags.DEFINE_string("pixel_policy", "eval", "How large images reach the judge: eval, server, sft or rl.")
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Edits given to the judge at a time.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Edits given to the judge at a time.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "Evaluate the first rows only.", lower_bound=1)
 _SEARCH = flags.DEFINE_bool("grid_search", False, "Also search the aggregation weights (JSON and heat map).")
 _RESAMPLES = flags.DEFINE_integer("resamples", 2000, "Bootstrap resamples.", lower_bound=100)

@@ -72,7 +72,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 0, "Longest answer; 0: what the judge's folder says.", lower_bound=0)
     flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
     flags.DEFINE_enum("score_mode", "answered", SCORE_MODES, "Scores as written, or as means (needs --constrained).")
-    flags.DEFINE_integer("batch_size", 32, "Edits of --jsonl that are scored at a time.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Edits of --jsonl that are scored at a time.", lower_bound=1)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

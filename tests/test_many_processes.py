@@ -47,7 +47,8 @@ EDITOR = {
     **{"data": {"rows": 8, "threads": 1}, "eval": {"batches": 0, "pictures": 0}},
 }
 JUDGE = {
-    **{"judge": str(GOLDENS / "spatialreward"), "scratch": False, "eval": {"batches": 0, "edits": 0, "grounding": 0}},
+    **{"judge": str(GOLDENS / "spatialreward"), "scratch": False, "muon_lr": 0.0},  # adapters train by AdamW
+    "eval": {"batches": 0, "edits": 0, "grounding": 0},
     "data": {"threads": 1, "editworld": {"edits": 4, "candidates": 1}},
 }
 TOY = """

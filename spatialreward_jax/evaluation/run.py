@@ -29,7 +29,7 @@ def evaluate(
     out: str | pathlib.Path,
     judge: Judge,
     *,
-    batch_size: int = 8,
+    batch_size: int = 64,
     limit: int | None = None,
     report: Callable[[int, int, int], None] | None = None,
     **options,

@@ -81,7 +81,7 @@ def score_rows(
     judge: Judge,
     path: pathlib.Path,
     *,
-    batch_size: int = 8,
+    batch_size: int = 64,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[Scan, dict[str, Verdict]]:
     """Scores every edit that `path` does not hold yet. -> (the rows, verdicts by key).

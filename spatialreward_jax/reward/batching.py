@@ -17,6 +17,9 @@ SPREAD = 4
 PARTS = 4
 """Buckets of prompt lengths between two powers of two: reading prompts is most of the work, padding at most a fifth."""
 
+ROOM = 128
+"""Least room of a slot, in tokens. Rooms have few buckets: they cost memory, hardly work, and every program knows them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -113,8 +116,9 @@ def plan(
         Passes. An image is in one pass only, unless more than `limits.images` images hang together by shared questions.
     """
     passes, open_pass = [], None
-    for group in _groups(shown, len(patches)):
-        size = patch_bucket(max(patches[image] for question in group for image in shown[question]))
+    size_of = lambda group: patch_bucket(max(patches[image] for question in group for image in shown[question]))
+    groups = [(size_of(group), group) for group in _groups(shown, len(patches))]
+    for size, group in sorted(groups, key=lambda item: -item[0]):  # largest first: if memory fails, then at once
         for question in group:
             images = set(shown[question])
             full = open_pass is not None and len(open_pass[1] | images) > limits.images
@@ -126,7 +130,7 @@ def plan(
 
 
 def _groups(shown: Sequence[Sequence[int]], images: int) -> list[list[int]]:
-    """Questions connected by shared images, groups in the order of their first question, by size bucket later."""
+    """Questions connected by shared images, groups in the order of their first question."""
     parent = list(range(images))
 
     def root(image: int) -> int:
@@ -158,15 +162,16 @@ def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[
 
 def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run:
     """Shared beginnings first, each held while its own questions wait; then whole prompts, the longest first."""
-    room = _bucket(max(lengths[question].whole for question in questions), limits)
+    room = bucket(max(lengths[question].whole for question in questions), least=ROOM, most=limits.prompt)
     tables: dict[int, list[list[int]]] = {}
     for group in _alike(questions, lengths, limits) if limits.beginnings else ():
         tables.setdefault(_begin_bucket(lengths[group[0]].begin), []).append(group)
     parts = []
     for length, groups in tables.items():
         count = max(1, min(limits.beginnings, limits.tokens // length))
-        for start in range(0, len(groups), count):
-            parts += _behind(groups[start : start + count], length, lengths, limits)
+        rows = min(count, power_of_two(len(groups)))  # the last few are padded, so that one program reads them all
+        for start in range(0, len(groups), rows):
+            parts += _behind(groups[start : start + rows], rows, length, lengths, limits)
     shared = {question for part in parts for question in part.questions}
     whole: dict[int, list[int]] = {}
     for question in questions:
@@ -192,9 +197,9 @@ def _alike(questions: Sequence[int], lengths: Sequence[Length], limits: Limits) 
     return [group for group in groups.values() if len(group) > 1 and saved(group) > 0]
 
 
-def _behind(groups: list[list[int]], length: int, lengths: Sequence[Length], limits: Limits) -> list[Part]:
-    """Parts of some groups whose beginnings are kept together, padded to `length`."""
-    beginnings = Beginnings(tuple(group[0] for group in groups), power_of_two(len(groups)), length)
+def _behind(groups: list[list[int]], rows: int, length: int, lengths: Sequence[Length], limits: Limits) -> list[Part]:
+    """Parts of some groups whose beginnings are kept together, padded to `rows` and `length`."""
+    beginnings = Beginnings(tuple(group[0] for group in groups), rows, length)
     rests: dict[int, list[tuple[int, int]]] = {}
     for which, group in enumerate(groups):
         for question in group:

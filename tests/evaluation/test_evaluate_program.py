@@ -1,6 +1,7 @@
 """The program from outside: flags, files, exit status, and what it must not load."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -81,7 +82,8 @@ def test_constrained_answers_are_part_of_the_identity(data):
     flags = ("--bench=mer", f"--data={data}/data", "--model=embedded", f"--out={data}/c", "--resamples=100")
     done = _run(*flags, "--constrained", "--score_mode=expected", "--max_new_tokens=32")
     assert done.returncode == 0, done.stderr
-    assert "the judge's programs compiled: 6\n" in done.stdout  # one of each kind, two that admit prompts
+    compiled = int(re.search("the judge's programs compiled: ([0-9]+)\n", done.stdout)[1])
+    assert 4 <= compiled <= 6  # encode, empty, decode, admit; two more where slots become free one by one
     manifest, results = (json.loads((data / "c" / name).read_text()) for name in ("manifest.json", "results.json"))
     assert manifest["identity"]["decoding"] == results["identity"]["decoding"] == "greedy max32 grammar1 expected"
     assert results["counts"] == {"ok": 2, "invalid": 0, "missing": 0, "broken": 0, "duplicate": 0}

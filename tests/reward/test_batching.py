@@ -54,7 +54,7 @@ def test_beginnings_are_shared_where_that_reads_fewer_tokens():
 def test_a_long_prompt_does_not_make_room_in_the_slots_of_short_ones():
     passes = plan(whole(5000, 100, 4000, 120, 900), [(0,)] * 5, [64], LIMITS)
     runs = [([q for part in run.parts for q in part.questions], run.length) for run in passes[0].runs]
-    assert runs == [([0, 2], 5120), ([4], 1024), ([3, 1], 128)]
+    assert runs == [([0, 2], 6144), ([4], 1024), ([3, 1], 128)]
 
 
 def test_random_requests_keep_the_promises():
@@ -109,3 +109,21 @@ def test_images_are_shared_across_sizes():
     """A small edit of a large source: the edit is encoded once, in the large bucket, for both its questions."""
     passes = plan(whole(100, 50, 60, 30), [(0, 1), (1,), (2, 3), (3,)], [1000, 64, 64, 64], LIMITS)
     assert [(one.images, one.patches) for one in passes] == [((0, 1), 1024), ((2, 3), 64)]
+
+
+def test_edits_whose_sizes_take_turns_make_one_pass_each():
+    """As EditWorld's do: passes that ended with each change of size would be many and small, in as many shapes."""
+    shown = [s for edit in range(32) for s in ((3 * edit, 3 * edit + 1), (3 * edit, 3 * edit + 2))]
+    patches = [144 if edit % 2 else 64 for edit in range(32) for _ in range(3)]
+    lengths = [Length(80 + edit % 3, 30, edit) for edit in range(32) for _ in range(2)]
+    passes = plan(lengths, shown, patches, LIMITS)
+    found = [(one.patches, one.slots, len(one.images), len(one.runs)) for one in passes]
+    assert found == [(144, 64, 48, 1), (64, 64, 48, 1)]
+    assert covered(passes) == list(range(64))
+
+
+def test_the_last_beginnings_are_read_by_the_program_of_the_first():
+    lengths = [Length(190, 70, name) for name in range(11) for _ in range(2)]
+    (run,) = plan(lengths, [(0,)] * 22, [64], LIMITS)[0].runs
+    tables = {part.beginnings for part in run.parts}
+    assert sorted((len(table.questions), table.rows) for table in tables) == [(3, 8), (8, 8)]
