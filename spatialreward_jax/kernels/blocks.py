@@ -48,10 +48,12 @@ class Plan:
 
     @property
     def query_blocks(self) -> int:
+        """Blocks of queries of one row."""
         return self.queries // self.sizes.queries
 
     @property
     def key_blocks(self) -> int:
+        """Blocks of keys of one row."""
         return self.keys // self.sizes.keys
 
     def key_block(self, query_table, b, i, j):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from spatialreward_jax.data.editworld import rule
 from spatialreward_jax.data.editworld.candidates import Candidate
 from spatialreward_jax.data.editworld.edits import EditRegion, Op, box_1000, regions
 from spatialreward_jax.data.editworld.language import name
 from spatialreward_jax.data.editworld.render import shape_box
-from spatialreward_jax.data.editworld.scenes import Scene
+from spatialreward_jax.data.editworld.scenes import Scene, Shape
 
 GROUNDING_QUESTION = "List every shape with its box."
 CHANGES_QUESTION = "Before, after. List every change with its box."
+_LOOK = ("size", "texture", "color", "kind", "place")
 
 
-def _happened(op: Op) -> list[str]:
-    """What one operation did, one phrase for each of its regions."""
+def happened(op: Op) -> list[str]:
+    """What one operation did, a few words for each of its regions."""
     after = op.after
     return {
         "recolor": lambda: [f"now {after.color}"],
@@ -31,7 +33,25 @@ def _happened(op: Op) -> list[str]:
     }[op.kind]()
 
 
-def _verdict(candidate: Candidate, op: Op) -> str:
+def _look(shape: Shape, fields: Sequence[str] = _LOOK) -> str:
+    """A shape in the words of the vocabulary; plainness goes without saying."""
+    return " ".join(getattr(shape, field) for field in _LOOK if field in fields and getattr(shape, field) != "plain")
+
+
+def _change(source: Scene, op: Op) -> str:
+    """An operation in full: what was there, where, and what became of it. Asked and done, it reads the same."""
+    after = op.after
+    before = _look(source.shapes[op.target]) if op.target >= 0 else ""
+    return {
+        "add": lambda: f"new {_look(after, op.stated)}",
+        "move": lambda: f"{before} moved to {after.place}",
+        "replace": lambda: f"{before} now a {name(after)}",
+        "background": lambda: f"background now {op.ground.kind}",
+        "tone": lambda: f"picture now {op.tone}",
+    }.get(op.kind, lambda: f"{before} {happened(op)[0]}")()
+
+
+def verdict(candidate: Candidate, op: Op) -> str:
     """Whether an operation that was done is one that was asked."""
     for asked in candidate.sample.ops:
         related = asked.kind == op.kind if op.target < 0 else asked.target == op.target and asked.kind == op.kind
@@ -50,7 +70,8 @@ def _wrong_field(asked: Op, op: Op) -> str:
     return next((f for f in asked.stated if f != "place" and getattr(op.after, f) != getattr(asked.after, f)), "thing")
 
 
-def _overall(candidate: Candidate) -> str:
+def overall(candidate: Candidate) -> str:
+    """How much of the request was done, and what became of the rest."""
     sample = candidate.sample
     shown = rule.state_after(sample.source, candidate.done)
     credits = [rule.credit(op, sample.source, shown) for op in sample.ops]
@@ -61,10 +82,18 @@ def _overall(candidate: Candidate) -> str:
 
 
 def rationale(candidate: Candidate) -> str:
-    """The reasoning of the consistency stream: every region cited before it is described, then the whole."""
-    phrases = [what + _verdict(candidate, op) for op in candidate.done for what in _happened(op)]
+    """The reasoning of the consistency stream: the request, then every region cited and described, then the whole.
+
+    Request and regions are told in the same words, with what was there before, so that the verdict is a comparison of
+    texts: a small judge learns that, where it does not learn to compare a picture with a sentence at one glance.
+    """
+    source = candidate.sample.source
+    asked = "; ".join(_change(source, op) for op in candidate.sample.ops)
+    phrases = []
+    for op in candidate.done:
+        phrases += [_change(source, op) + verdict(candidate, op), *happened(op)[1:]]
     cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
-    return " ".join([*cited, f"<|global|> {_overall(candidate)}"])
+    return " ".join([f"Instruction: {asked}.", *cited, f"<|global|> {overall(candidate)}"])
 
 
 def quality_rationale(candidate: Candidate) -> str:
@@ -130,7 +159,7 @@ def changes_answer(source: Scene, ops: tuple[Op, ...]) -> str:
     found = [
         (region.box, f"{region.label} {phrase}")
         for op in ops
-        for region, phrase in zip(regions(source, (op,)), _happened(op))
+        for region, phrase in zip(regions(source, (op,)), happened(op))
     ]
     return _listed(found, source.side)
 

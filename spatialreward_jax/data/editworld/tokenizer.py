@@ -18,7 +18,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from spatialreward_jax.data.editworld import answers, language
-from spatialreward_jax.data.editworld.candidates import FAILURES, random_candidate
+from spatialreward_jax.data.editworld.candidates import FAILURES, Candidate, random_candidate
 from spatialreward_jax.data.editworld.edits import sample_edit
 
 ASSETS = pathlib.Path(__file__).parents[2] / "assets" / "embedded"
@@ -84,7 +84,7 @@ def corpus() -> Iterator[str]:
         sample = sample_edit("train", index)
         candidate = random_candidate(sample, np.random.default_rng(index), FAILURES)
         yield from (sample.instruction, sample.instruction.lower(), sample.instruction.capitalize())
-        yield answers.consistency_answer(candidate)
+        yield _answer(candidate)
         yield answers.quality_answer(candidate)
     # A copy of the wordings, so that a later change of theirs does not change the tokenizer of trained checkpoints.
     questions = (ASSETS / "tokenizer" / "questions.txt").read_text(encoding="utf-8").split("\n\n")
@@ -94,6 +94,15 @@ def corpus() -> Iterator[str]:
         yield from vocabulary
         yield "system\nYou are a helpful assistant.\nuser\nassistant\n"
         yield from ("<|global|>", *(f" <|bbox_{i}|>" for i in range(10)), *(f"<|bbox_{i}|>" for i in range(10)))
+
+
+def _answer(candidate: Candidate) -> str:
+    """A consistency answer as it was when the vocabulary was made; later wordings have to do with its words."""
+    phrases = [what + answers.verdict(candidate, op) for op in candidate.done for what in answers.happened(op)]
+    cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
+    answer = json.loads(answers.consistency_answer(candidate))
+    answer["reasoning"] = " ".join([*cited, f"<|global|> {answers.overall(candidate)}"])
+    return json.dumps(answer, separators=(",", ":"))
 
 
 def _tables():

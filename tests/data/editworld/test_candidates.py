@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 
 import numpy as np
 import pytest
@@ -102,6 +103,20 @@ def test_answers_agree_with_the_candidate():
         assert all(artifact.kind in quality["reasoning"] for artifact in candidate.artifacts)
         assert "edit_region" not in json.loads(editworld.consistency_answer(candidate, boxes=False))
         assert "<|" not in editworld.consistency_answer(candidate, cited=False)
+
+
+def test_what_was_asked_and_what_was_done_read_the_same():
+    """Where all was done and nothing else, every request stands among the regions word for word."""
+    for candidate in CANDIDATES:
+        reasoning = json.loads(editworld.consistency_answer(candidate))["reasoning"]
+        request, *regions = re.split(r"\. <\|[a-z]+(?:_\d)?\|> ", reasoning)
+        asked = request.removeprefix("Instruction: ").split("; ")
+        told = [region.removesuffix(" as asked") for region in regions if region.endswith(" as asked")]
+        assert len(asked) == len(candidate.sample.ops)
+        if candidate.failure == "perfect":
+            assert told == asked
+        if candidate.failure in ("unchanged", "wrong_object", "wrong_attribute", "partial", "wrong_place"):
+            assert sorted(told) != sorted(asked)
 
 
 def test_grounding_answer_names_every_shape():

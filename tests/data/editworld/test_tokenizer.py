@@ -39,7 +39,7 @@ def test_answers_are_short_and_survive(judge):
         for answer in (answers.consistency_answer(candidate), answers.quality_answer(candidate)):
             assert judge.decode(judge.encode(answer)) == answer
         lengths[len(candidate.regions)].append(len(judge.encode(answers.consistency_answer(candidate))))
-    assert [max(lengths[count]) <= limit for count, limit in enumerate((20, 42, 64, 84))] == [True] * 4
+    assert [max(lengths[count]) <= limit for count, limit in enumerate((48, 72, 96, 120))] == [True] * 4
 
 
 def test_any_text_survives(judge):
