@@ -18,7 +18,7 @@ PARTS = 4
 """Buckets of prompt lengths between two powers of two: reading prompts is most of the work, padding at most a fifth."""
 
 ROOM = 128
-"""Least room of a slot, in tokens. Rooms have few buckets: they cost memory, hardly work, and every program knows them."""
+"""Least room of a slot, in tokens. Rooms have few buckets: they cost memory, hardly work, and are in every program."""
 
 
 @dataclasses.dataclass(frozen=True)
