@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -17,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from spatialreward_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 MATMUL = 2048
 """Side of the matrices whose product gives the machine's float32 rate."""
@@ -31,6 +35,14 @@ THIN = 4
 
 PAUSE = 0.05
 """Seconds between two runs: the threads of the library before stop spinning."""
+
+
+def grpo_config(preset: str = "embedded") -> ConfigDict:
+    """A preset of configs/grpo.py."""
+    spec = importlib.util.spec_from_file_location("grpo_config", ROOT / "configs" / "grpo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(preset)
 
 
 def define_flags() -> None:

@@ -16,7 +16,6 @@ import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory of its own
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -90,11 +89,7 @@ def write_folders(root: pathlib.Path, size: str) -> tuple[pathlib.Path, pathlib.
 
 def settings_of(editor: pathlib.Path, given: flags.FlagValues) -> Settings:
     """The preset `omnigen2` with the window recipe and the benchmark's number of edits."""
-    path = pathlib.Path(__file__).parents[2] / "configs" / "grpo.py"
-    spec = importlib.util.spec_from_file_location("grpo_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("omnigen2")
+    config = common.grpo_config("omnigen2")
     config.update({"editor": str(editor), "recipe": "window", "kl_weight": 0.0, "seed": given.seed})
     config.update({"prompts": given.prompts, "group": given.group, "eval": {"prompts": 0}})
     config.micro = (given.prompts // 2, 3 if given.group % 3 == 0 else 1)

@@ -11,7 +11,6 @@ guidance as one padded batch, KL forward, gradient checkpointing of the joint bl
 with it. `gflop` counts the transformer alone.
 """
 
-import importlib.util
 import pathlib
 import tempfile
 import time
@@ -71,11 +70,7 @@ class Phase(NamedTuple):
 
 def settings_of(recipe: str, folder: pathlib.Path, given: flags.FlagValues) -> Settings:
     """The published recipe at the benchmark's sizes."""
-    path = pathlib.Path(__file__).parents[2] / "configs" / "grpo.py"
-    spec = importlib.util.spec_from_file_location("grpo_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("omnigen2")
+    config = common.grpo_config("omnigen2")
     config.update({"editor": str(folder), "dtype": "float32", "recipe": recipe, "seed": given.seed})
     config.update({"prompts": given.prompts, "group": given.group, "kl_weight": 0.04 if recipe == "parity" else 0.0})
     config.sampler.steps, config.micro = given.steps, (1, 1)

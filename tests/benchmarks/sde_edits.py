@@ -7,11 +7,11 @@ Edits the same EditWorld requests from the same noise by the ODE and by the SDE 
 (configs/grpo.py), and prints, for each sampler, the energy above half the highest frequency against that of the ODE.
 """
 
-import importlib.util
 import json
 import pathlib
 import tempfile
 
+import common
 import jax
 import numpy as np
 from absl import flags
@@ -22,8 +22,6 @@ from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO, make_task
 from spatialreward_jax.recipes.grpo_settings import RECIPES
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def define_flags() -> None:
@@ -42,10 +40,7 @@ def high_frequency_energy(image: np.ndarray) -> float:
 
 def task_of(recipe: str, editor: str, adapter: str, folder: pathlib.Path) -> FlowGRPO:
     """The main job on one device, its reward the pixel measures alone."""
-    spec = importlib.util.spec_from_file_location("grpo", ROOT / "configs/grpo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = common.grpo_config()
     config.update({"recipe": recipe, "editor": editor, "adapter": adapter, "eval": {"prompts": 0}})
     config.rewards = {"guards": 1.0}
     return make_task(config, make_mesh(devices=jax.devices()[:1]), folder)
