@@ -95,6 +95,9 @@ def get_config(preset="embedded"):
     config.data.editworld.sides = (64, 96)  # pixels of the pictures
     # shares of the lessons: every shape of a picture, every change between two, the judge's two questions
     config.data.editworld.mixture = ConfigDict({"grounding": 0.15, "changes": 0.3, "consistency": 0.35, "quality": 0.2})
+    # weights of what is wrong with the candidates of the training split
+    failures = ("perfect", "unchanged", "wrong_object", "wrong_attribute", "partial", "over_edit", "wrong_place")
+    config.data.editworld.failures = ConfigDict(dict.fromkeys((*failures, "artifact", "mixture"), 1.0))
     config.data.editworld.boxes = True  # answers name regions
     config.data.editworld.cited = True  # and the reasoning cites them
 

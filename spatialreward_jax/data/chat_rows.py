@@ -14,7 +14,7 @@ in the first user turn. Paths are relative to the file, or absolute.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from spatialreward_jax.data.editworld import (
     sample_edit,
     several_ops,
 )
+from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import image_size, read_image
@@ -221,12 +222,22 @@ def _many_changes(sample: EditSample, source: np.ndarray, rng: np.random.Generat
 class Candidates:
     """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited).
 
-    `sides` of the pictures take turns, edit by edit.
+    `sides` of the pictures take turns, edit by edit. failures: weight of each of FAILURES (an edit cannot fail in every
+    way); by default all alike.
     """
 
-    def __init__(self, split: str, edits: int, candidates: int = 1, seed: int = 0, sides: Sequence[int] = tuple(SIDES)):
+    def __init__(
+        self,
+        split: str,
+        edits: int,
+        candidates: int = 1,
+        seed: int = 0,
+        sides: Sequence[int] = tuple(SIDES),
+        failures: Mapping[str, float] = dict.fromkeys(FAILURES, 1.0),
+    ):
         self._split, self._count, self._per_edit, self._seed = split, edits * candidates, candidates, seed
         self._sides = tuple(sides)
+        self._failures = {name: weight for name, weight in failures.items() if weight}
         self._kept: dict[int, tuple[Candidate, np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -240,7 +251,8 @@ class Candidates:
         if index not in self._kept:
             edit = index // self._per_edit
             sample = sample_edit(self._split, edit, seed=self._seed, side=self.side(index))
-            candidate = random_candidate(sample, np.random.default_rng([self._seed, 4, index]))
+            rng = np.random.default_rng([self._seed, 4, index])
+            candidate = random_candidate(sample, rng, tuple(self._failures), tuple(self._failures.values()))
             self._kept[index] = candidate, render(sample.source), candidate.image()
         return self._kept[index]
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
@@ -37,6 +38,7 @@ class Settings:
     edits: int
     candidates: int
     sides: tuple[int, ...]
+    failures: Mapping[str, float]
     boxes: bool
     cited: bool
     shares: Mapping[str, float]
@@ -60,6 +62,7 @@ class Settings:
             edits=world.edits,
             candidates=world.candidates,
             sides=tuple(world.sides),
+            failures=world.failures.to_dict(),
             boxes=world.boxes,
             cited=world.cited,
             shares=world.mixture.to_dict() if data.path == "editworld" else {"rows": 1.0},
@@ -79,6 +82,15 @@ class Settings:
             raise InputError("batch, edits, candidates, max_tokens and max_new_tokens must be at least 1")
         if not self.sides or not set(self.sides) <= set(SIDES):
             raise InputError(f"data.editworld.sides={self.sides}: name sides among {', '.join(map(str, SIDES))}")
+        if (
+            not set(self.failures) <= set(FAILURES)
+            or min(self.failures.values()) < 0
+            or not any(self.failures.values())
+        ):
+            raise InputError(
+                f"data.editworld.failures={self.failures}: give weights of at least 0, not all 0, to "
+                f"{', '.join(FAILURES)}"
+            )
         if min(self.eval_batches, self.eval_edits, self.eval_grounding) < 0:
             raise InputError("eval: batches, edits and grounding must be at least 0")
         if self.scratch and self.lora:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from spatialreward_jax.data.chat_rows import Candidates, ChatFile, ChatRow, Turn, Wording, editworld_lessons
+from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.mixing import Mixture, Rows, mixed_batches
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
@@ -116,7 +117,9 @@ class RewardSFT:
         wording = Wording(
             lambda instruction: self.templates.sc_text(instruction, 1), self.templates.pq_text(), s.boxes, s.cited
         )
-        return editworld_lessons(Candidates(split, edits, s.candidates, sides=s.sides), wording)
+        failures = s.failures if split == "train" else dict.fromkeys(FAILURES, 1.0)  # so that losses can be compared
+        world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
+        return editworld_lessons(world, wording)
 
     def measure(self, turns: tuple[Turn, ...], sizes: list[tuple[int, int]]) -> tuple[int, ...]:
         """A row's bucket: padded tokens, padded patches of its largest image, number of images. Raises InputError."""

@@ -79,3 +79,14 @@ def test_lessons_agree_with_the_world():
     assert lessons["quality"][3].images == (edited,)
     plain = editworld_lessons(world, Wording(str, "Looks?", boxes=False, cited=False))["consistency"][3]
     assert "bbox" not in plain.turns[1].parts[0]
+
+
+def test_failures_come_by_their_weights():
+    """Those that an edit allows: nothing to move has no wrong place."""
+    found = [
+        world[row][0].failure
+        for failures in ({"unchanged": 1.0, "perfect": 0.0}, {"wrong_object": 9.0, "unchanged": 1e-9})
+        for world in [Candidates("train", 12, failures=failures)]
+        for row in range(12)
+    ]
+    assert set(found[:12]) == {"unchanged"} and found[12:].count("wrong_object") >= 6

@@ -148,6 +148,7 @@ def test_grounding_answers_are_read():
         ({"batch": 0}, "at least 1"),
         ({"scratch": True, "lora": {"rank": 2}}, "scratch trains all parameters"),
         ({"templates": "none"}, "neither shipped"),
+        ({"data": {"editworld": {"failures": {"perfect": -1.0}}}}, "weights of at least 0, not all 0, to perfect"),
     ],
 )
 def test_settings_that_cannot_be_get_one_clear_line(goldens, changes, message):
