@@ -1,11 +1,13 @@
 """Supervised training of the judge.
 
 The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture), then every
-change between two and the judge's own questions (about two hours on two CPU cores in all):
+change between two and the judge's own questions, last its verdicts (about three hours on two CPU cores in all):
 
     python -m spatialreward_jax.train --config=configs/reward_sft.py:perception --workdir=DIR/perception
-    python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/judge \\
+    python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/pairs \\
         --config.judge=DIR/perception/judge
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:verdicts --workdir=DIR/judge \\
+        --config.judge=DIR/pairs/judge
 
 Published sizes with LoRA, on chats with images (jsonl with `messages` and `images`; the layout is described in
 spatialreward_jax/data/chat_rows.py):
@@ -14,8 +16,9 @@ spatialreward_jax/data/chat_rows.py):
         --config.judge=QWEN3_VL_FOLDER --config.data.path=train.jsonl --config.data.heldout=validation.jsonl \\
         --config.steps=TEN_EPOCHS
 
-Presets: `embedded` (default), `perception` (its first stage) and `published` (arXiv 2602.07458: rank 32, alpha 64,
-cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains all parameters.
+Presets: `embedded` (default), `perception` and `verdicts` (its first and its last stage) and `published` (arXiv
+2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains
+all parameters.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +47,17 @@ EDITWORLD = {
 # thousands of updates. Muon takes them further in 500 updates than AdamW did in 2600: to the kinds of shapes.
 PERCEPTION = {"mixture": {"grounding": 1.0, "changes": 0.0, "consistency": 0.0, "quality": 0.0}, "sides": (64,)}
 
+# By then boxes are good; whether what was done is what was asked is learnt where they often differ, in small pictures.
+VERDICTS = {
+    "edits": 60000,
+    "sides": (64, 64, 64, 96),
+    "mixture": {"grounding": 0.02, "changes": 0.03, "consistency": 0.88, "quality": 0.07},
+    "failures": {
+        **{"perfect": 1.2, "unchanged": 0.4, "wrong_object": 3.0, "wrong_attribute": 2.0, "partial": 0.7},
+        **{"over_edit": 0.8, "wrong_place": 1.5, "artifact": 0.6, "mixture": 1.2},
+    },
+}
+
 PRESETS = {  # what runs where; everything else below is the published recipe
     "embedded": EDITWORLD,
     "perception": EDITWORLD
@@ -52,6 +66,14 @@ PRESETS = {  # what runs where; everything else below is the published recipe
         "steps": 800,
         "data": EDITWORLD["data"] | {"editworld": PERCEPTION},
         "eval": {"edits": 0},
+    },
+    "verdicts": EDITWORLD
+    | {
+        "steps": 1250,
+        "lr": 9e-4,
+        "muon_lr": 9e-3,
+        "warmup": 10,
+        "data": EDITWORLD["data"] | {"editworld": VERDICTS},
     },
     "published": {},
 }
