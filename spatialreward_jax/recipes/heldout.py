@@ -32,8 +32,13 @@ class HeldoutEdits:
     def __init__(self, task: "FlowGRPO", index: str):
         """index: requests of a file that `write_requests` made. Raises InputError."""
         self.task, self.requests = task, read_requests(index)
-        backends = task.reward.backends | {"oracle": Divided(Oracle.from_requests(index))}
-        self.reward = WeightedReward(backends, {"oracle": 0.0} | task.reward.weights)
+        weights = task.reward.weights
+        counts = {name for name, weight in weights.items() if weight}  # the rest would cost time and tell nothing here
+        if "guards" in counts:
+            counts |= weights.keys() & {"judge"}  # they look outside its regions
+        backends = {name: backend for name, backend in task.reward.backends.items() if name in counts}
+        backends["oracle"] = Divided(Oracle.from_requests(index))
+        self.reward = WeightedReward(backends, {"oracle": 0.0} | {name: weights[name] for name in counts})
         self.before: list[float] | None = None
         self.after: list[float] | None = None
 

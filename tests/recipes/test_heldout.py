@@ -74,3 +74,13 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
     assert gain["heldout_no_overedit_after"] == last["no_overedit"] and gain["heldout_reward_before"] == 1
     assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
     assert first["invalid_share"] == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked"),
+    [({"judge": 0.0, "oracle": 1.0}, {"oracle"}), ({"judge": 0.0, "guards": 1.0}, {"judge", "guards", "oracle"})],
+)
+def test_only_what_counts_is_asked(index, weights, asked):
+    task = GivenEditor(index)
+    task.reward = WeightedReward(dict.fromkeys(weights, GuardsBackend()), weights)
+    assert heldout.HeldoutEdits(task, str(index)).reward.backends.keys() == asked
