@@ -223,7 +223,7 @@ class Candidates:
     """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited).
 
     `sides` of the pictures take turns, edit by edit. failures: weight of each of FAILURES (an edit cannot fail in every
-    way); by default all alike.
+    way); None: all alike.
     """
 
     def __init__(
@@ -233,10 +233,11 @@ class Candidates:
         candidates: int = 1,
         seed: int = 0,
         sides: Sequence[int] = tuple(SIDES),
-        failures: Mapping[str, float] = dict.fromkeys(FAILURES, 1.0),
+        failures: Mapping[str, float] | None = None,
     ):
         self._split, self._count, self._per_edit, self._seed = split, edits * candidates, candidates, seed
         self._sides = tuple(sides)
+        failures = dict.fromkeys(FAILURES, 1.0) if failures is None else failures
         self._failures = {name: weight for name, weight in failures.items() if weight}
         self._kept: dict[int, tuple[Candidate, np.ndarray, np.ndarray]] = {}
 

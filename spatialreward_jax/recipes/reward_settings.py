@@ -82,11 +82,8 @@ class Settings:
             raise InputError("batch, edits, candidates, max_tokens and max_new_tokens must be at least 1")
         if not self.sides or not set(self.sides) <= set(SIDES):
             raise InputError(f"data.editworld.sides={self.sides}: name sides among {', '.join(map(str, SIDES))}")
-        if (
-            not set(self.failures) <= set(FAILURES)
-            or min(self.failures.values()) < 0
-            or not any(self.failures.values())
-        ):
+        weights = self.failures.values()
+        if not set(self.failures) <= set(FAILURES) or not any(weights) or min(weights) < 0:
             raise InputError(
                 f"data.editworld.failures={self.failures}: give weights of at least 0, not all 0, to "
                 f"{', '.join(FAILURES)}"

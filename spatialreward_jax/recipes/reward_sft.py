@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from spatialreward_jax.data.chat_rows import Candidates, ChatFile, ChatRow, Turn, Wording, editworld_lessons
-from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.mixing import Mixture, Rows, mixed_batches
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
@@ -117,7 +116,7 @@ class RewardSFT:
         wording = Wording(
             lambda instruction: self.templates.sc_text(instruction, 1), self.templates.pq_text(), s.boxes, s.cited
         )
-        failures = s.failures if split == "train" else dict.fromkeys(FAILURES, 1.0)  # so that losses can be compared
+        failures = s.failures if split == "train" else None  # so that held-out losses can be compared
         world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
         return editworld_lessons(world, wording)
 

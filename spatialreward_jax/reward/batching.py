@@ -17,9 +17,6 @@ SPREAD = 4
 PARTS = 4
 """Buckets of prompt lengths between two powers of two: reading prompts is most of the work, padding at most a fifth."""
 
-ROOM = 128
-"""Least room of a slot, in tokens. Rooms have few buckets: they cost memory, hardly work, and are in every program."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -162,14 +159,14 @@ def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[
 
 def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run:
     """Shared beginnings first, each held while its own questions wait; then whole prompts, the longest first."""
-    room = bucket(max(lengths[question].whole for question in questions), least=ROOM, most=limits.prompt)
+    room = _bucket(max(lengths[question].whole for question in questions), limits)
     tables: dict[int, list[list[int]]] = {}
     for group in _alike(questions, lengths, limits) if limits.beginnings else ():
         tables.setdefault(_begin_bucket(lengths[group[0]].begin), []).append(group)
     parts = []
     for length, groups in tables.items():
-        count = max(1, min(limits.beginnings, limits.tokens // length))
-        rows = min(count, power_of_two(len(groups)))  # the last few are padded, so that one program reads them all
+        rows = _rows(length, limits.beginnings, limits)
+        rows = min(rows, power_of_two(len(groups)))  # the last few are padded, so that one program reads them all
         for start in range(0, len(groups), rows):
             parts += _behind(groups[start : start + rows], rows, length, lengths, limits)
     shared = {question for part in parts for question in part.questions}
@@ -178,7 +175,7 @@ def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run
         if question not in shared:
             whole.setdefault(_bucket(lengths[question].whole, limits), []).append(question)
     for length, members in sorted(whole.items(), reverse=True):
-        parts.append(Part(tuple(members), length, _rows(length, limits)))
+        parts.append(Part(tuple(members), length, _rows(length, limits.batch, limits)))
     return Run(min(power_of_two(len(questions)), limits.batch), room, tuple(parts))
 
 
@@ -208,13 +205,13 @@ def _behind(groups: list[list[int]], rows: int, length: int, lengths: Sequence[L
     parts = []
     for rest, members in sorted(rests.items(), reverse=True):
         behind, which = zip(*members)
-        parts.append(Part(behind, rest, _rows(length + rest, limits), beginnings, which))
+        parts.append(Part(behind, rest, _rows(length + rest, limits.batch, limits), beginnings, which))
     return parts
 
 
-def _rows(length: int, limits: Limits) -> int:
-    """The largest power of two of prompts that are read together."""
-    rows = max(1, min(limits.batch, limits.tokens // length))
+def _rows(length: int, most: int, limits: Limits) -> int:
+    """The largest power of two of prompts, at most `most`, that are read together."""
+    rows = max(1, min(most, limits.tokens // length))
     return 1 << (rows.bit_length() - 1)
 
 

@@ -84,7 +84,7 @@ def corpus() -> Iterator[str]:
         sample = sample_edit("train", index)
         candidate = random_candidate(sample, np.random.default_rng(index), FAILURES)
         yield from (sample.instruction, sample.instruction.lower(), sample.instruction.capitalize())
-        yield _answer(candidate)
+        yield brief_answer(candidate)
         yield answers.quality_answer(candidate)
     # A copy of the wordings, so that a later change of theirs does not change the tokenizer of trained checkpoints.
     questions = (ASSETS / "tokenizer" / "questions.txt").read_text(encoding="utf-8").split("\n\n")
@@ -96,8 +96,9 @@ def corpus() -> Iterator[str]:
         yield from ("<|global|>", *(f" <|bbox_{i}|>" for i in range(10)), *(f"<|bbox_{i}|>" for i in range(10)))
 
 
-def _answer(candidate: Candidate) -> str:
-    """A consistency answer as it was when the vocabulary was made; later wordings have to do with its words."""
+def brief_answer(candidate: Candidate) -> str:
+    """A consistency answer whose reasoning has a few words for each region: `answers.consistency_answer` as it was when
+    the vocabulary was made. Later wordings have to do with its words."""
     phrases = [what + answers.verdict(candidate, op) for op in candidate.done for what in answers.happened(op)]
     cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
     answer = json.loads(answers.consistency_answer(candidate))
