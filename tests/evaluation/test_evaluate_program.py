@@ -1,7 +1,6 @@
 """The program from outside: flags, files, exit status, and what it must not load."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -82,8 +81,7 @@ def test_constrained_answers_are_part_of_the_identity(data):
     flags = ("--bench=mer", f"--data={data}/data", "--model=embedded", f"--out={data}/c", "--resamples=100")
     done = _run(*flags, "--constrained", "--score_mode=expected", "--max_new_tokens=32")
     assert done.returncode == 0, done.stderr
-    compiled = int(re.search("the judge's programs compiled: ([0-9]+)\n", done.stdout)[1])
-    assert 4 <= compiled <= 6  # encode, empty, decode, admit; two more where slots become free one by one
+    assert "the judge's programs compiled: 4\n" in done.stdout  # one of each kind: all answers end at the limit
     manifest, results = (json.loads((data / "c" / name).read_text()) for name in ("manifest.json", "results.json"))
     assert manifest["identity"]["decoding"] == results["identity"]["decoding"] == "greedy max32 grammar1 expected"
     assert results["counts"] == {"ok": 2, "invalid": 0, "missing": 0, "broken": 0, "duplicate": 0}
