@@ -29,7 +29,7 @@ EDITWORLD = {
     "kl_weight": 0.0,
     "lora": {"rank": 16, "alpha": 32.0},
     "lr": 2e-3,
-    "judge": {"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected", "batch": 64},
+    "judge": {"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected"},
     # The embedded judge ranks candidates, not yet this editor's edits (tests/benchmarks/RESULTS.md): it is only logged.
     "rewards": {"judge": 0.0, "guards": 0.0, "oracle": 1.0},
     "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
