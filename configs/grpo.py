@@ -61,6 +61,7 @@ def get_config(preset="embedded"):
     config.keep_checkpoints = 3
     config.eval_every = 25
     config.resume = ""  # workdir of another run to go on from
+    config.keep_edits = False  # write every scored edit and its rewards to WORKDIR/edits
 
     # ---- models: folders in the layout of the published repositories
     config.editor = ""  # OmniGen2 layout

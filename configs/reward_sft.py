@@ -58,6 +58,17 @@ VERDICTS = {
     },
 }
 
+# A judge that is to reward an editor must have seen how that one fails: edits that an RL run kept, told by the oracle.
+OWN = {
+    "sides": (64, 64, 64, 96),
+    "mixture": {
+        **{"grounding": 0.02, "changes": 0.03, "consistency": 0.4, "quality": 0.05},
+        **{"own_consistency": 0.42, "own_quality": 0.08},
+    },
+    "failures": VERDICTS["failures"],
+    "edits": 60000,
+}
+
 PRESETS = {  # what runs where; everything else below is the published recipe
     "embedded": EDITWORLD,
     "perception": EDITWORLD
@@ -74,6 +85,14 @@ PRESETS = {  # what runs where; everything else below is the published recipe
         "muon_lr": 9e-3,
         "warmup": 10,
         "data": EDITWORLD["data"] | {"editworld": VERDICTS},
+    },
+    "own_edits": EDITWORLD
+    | {
+        "steps": 300,
+        "lr": 5e-4,
+        "muon_lr": 5e-3,
+        "warmup": 10,
+        "data": EDITWORLD["data"] | {"editworld": OWN},
     },
     "published": {},
 }
@@ -115,8 +134,11 @@ def get_config(preset="embedded"):
     config.max_new_tokens = 512  # of an answer, stored with the judge
     config.data.editworld = ConfigDict({"edits": 8192, "candidates": 2})  # candidates: of each edit
     config.data.editworld.sides = (64, 96)  # pixels of the pictures
-    # shares of the lessons: every shape of a picture, every change between two, the judge's two questions
+    # shares of the lessons: every shape of a picture, every change between two, the judge's two questions; and these
+    # two about an editor's own edits
     config.data.editworld.mixture = ConfigDict({"grounding": 0.15, "changes": 0.3, "consistency": 0.35, "quality": 0.2})
+    config.data.editworld.mixture.update({"own_consistency": 0.0, "own_quality": 0.0})
+    config.data.editworld.own_edits = ()  # workdirs of RL runs on EditWorld with keep_edits
     # weights of what is wrong with the candidates of the training split
     failures = ("perfect", "unchanged", "wrong_object", "wrong_attribute", "partial", "over_edit", "wrong_place")
     config.data.editworld.failures = ConfigDict(dict.fromkeys((*failures, "artifact", "mixture"), 1.0))

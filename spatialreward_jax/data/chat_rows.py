@@ -36,6 +36,7 @@ from spatialreward_jax.data.editworld import (
 )
 from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
+from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import image_size, read_image
 
@@ -190,7 +191,7 @@ class EditWorldChats:
     between edits. Pictures are rendered when first asked for, and kept.
     """
 
-    def __init__(self, kind: str, world: "Candidates", wording: Wording):
+    def __init__(self, kind: str, world: "Candidates | OwnEdits", wording: Wording):
         self._kind, self._world, self._wording = kind, world, wording
         self._changes: dict[int, ChatRow] = {}
         self.keys = [world.side(row) for row in range(len(world))]
@@ -261,7 +262,15 @@ class Candidates:
 LESSONS = ("grounding", "changes", "consistency", "quality")
 """Sources that EditWorld gives."""
 
+OWN_LESSONS = {"own_consistency": "consistency", "own_quality": "quality"}
+"""Sources that an editor's own edits give, and the kind of each."""
+
 
 def editworld_lessons(world: Candidates, wording: Wording) -> dict[str, EditWorldChats]:
     """All lessons on the same candidates, by name."""
     return {kind: EditWorldChats(kind, world, wording) for kind in LESSONS}
+
+
+def own_lessons(edits: OwnEdits, wording: Wording) -> dict[str, EditWorldChats]:
+    """The judge's two questions about an editor's own edits, by name."""
+    return {name: EditWorldChats(kind, edits, wording) for name, kind in OWN_LESSONS.items()}

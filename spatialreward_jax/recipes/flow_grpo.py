@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from spatialreward_jax import processes
 from spatialreward_jax.data.pipeline import EditBatch, batches, whole
 from spatialreward_jax.data.requests import EditRequest, read_requests
 from spatialreward_jax.editor import encode as encoding
@@ -27,6 +28,7 @@ from spatialreward_jax.io.weights import save_params
 from spatialreward_jax.mesh import place_batch, place_whole
 from spatialreward_jax.models import omnigen2
 from spatialreward_jax.recipes import grpo_settings, heldout, previews
+from spatialreward_jax.recipes.kept_edits import keep_edits
 from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.journal import Samples
@@ -113,7 +115,10 @@ class FlowGRPO:
         encoded = self.encode(batch, phase)
         plan = s.plan(np.random.default_rng([s.seed, phase]))
         latents, trajectory = self.sample(state.params, encoded, self.sample_keys(batch, phase, s.group), plan)
-        rewards = self.score(batch, self.decode(encoded, latents))
+        edits = self.edits(batch, self.decode(encoded, latents))
+        rewards = self.reward(edits)
+        if s.keep_edits and processes.is_first():
+            keep_edits(self.workdir / "edits", phase, edits, rewards)
         groups = lambda x: x.reshape(s.prompts, s.group)
         reward, valid = groups(rewards.reward), groups(rewards.valid)
         advantage = group_advantage(reward, valid, std=s.advantage_std, clip=s.advantage_clip)

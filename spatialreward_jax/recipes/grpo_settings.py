@@ -54,6 +54,7 @@ class Settings:
     betas: tuple[float, float]
     weight_decay: float
     max_grad_norm: float
+    keep_edits: bool
     data: str
     heldout: str
     check: str

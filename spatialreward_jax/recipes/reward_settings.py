@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from spatialreward_jax.data.chat_rows import OWN_LESSONS
 from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.errors import InputError
@@ -39,6 +40,7 @@ class Settings:
     candidates: int
     sides: tuple[int, ...]
     failures: Mapping[str, float]
+    own_edits: tuple[str, ...]
     boxes: bool
     cited: bool
     shares: Mapping[str, float]
@@ -63,9 +65,10 @@ class Settings:
             candidates=world.candidates,
             sides=tuple(world.sides),
             failures=world.failures.to_dict(),
+            own_edits=tuple(world.own_edits),
             boxes=world.boxes,
             cited=world.cited,
-            shares=world.mixture.to_dict() if data.path == "editworld" else {"rows": 1.0},
+            shares=_shares(world.mixture) if data.path == "editworld" else {"rows": 1.0},
             eval_batches=config.eval.batches,
             eval_edits=config.eval.edits,
             eval_grounding=config.eval.grounding,
@@ -88,6 +91,12 @@ class Settings:
                 f"data.editworld.failures={self.failures}: give weights of at least 0, not all 0, to "
                 f"{', '.join(FAILURES)}"
             )
+        own = bool(self.own_edits)
+        if self.data == "editworld" and own != any(self.shares.get(name) for name in OWN_LESSONS):
+            raise InputError(
+                f"data.editworld.own_edits={self.own_edits} and the shares of {' and '.join(OWN_LESSONS)} in its "
+                "mixture go together: give both or none"
+            )
         if min(self.eval_batches, self.eval_edits, self.eval_grounding) < 0:
             raise InputError("eval: batches, edits and grounding must be at least 0")
         if self.scratch and self.lora:
@@ -100,3 +109,8 @@ class Settings:
     def load_templates(self) -> Templates:
         """The wording of EditWorld's questions. Raises InputError."""
         return load_templates(self.templates)
+
+
+def _shares(mixture: ConfigDict) -> dict[str, float]:
+    """Those of the own edits are left out at 0: without own edits there are no such lessons."""
+    return {name: share for name, share in mixture.items() if share or name not in OWN_LESSONS}

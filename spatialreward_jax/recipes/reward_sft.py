@@ -1,7 +1,8 @@
 """Supervised training of the judge: cross-entropy on the tokens of its answers, LoRA or all parameters.
 
 A batch holds rows of one length bucket. EditWorld has four lessons: every shape of a picture, every change between two,
-and the judge's own two questions (consistency and quality); a judge from scratch begins with the first two.
+and the judge's own two questions (consistency and quality); a judge from scratch begins with the first two. An editor's
+own edits, kept by RL runs, give the last two as well.
 """
 
 import dataclasses
@@ -15,8 +16,19 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import Candidates, ChatFile, ChatRow, Turn, Wording, editworld_lessons
+from spatialreward_jax.data.chat_rows import (
+    LESSONS,
+    OWN_LESSONS,
+    Candidates,
+    ChatFile,
+    ChatRow,
+    Turn,
+    Wording,
+    editworld_lessons,
+    own_lessons,
+)
 from spatialreward_jax.data.mixing import Mixture, Rows, mixed_batches
+from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.io.peft import write_peft
@@ -37,11 +49,11 @@ from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.rl import Mean, TrainState
 
-LESSONS = ("grounding", "changes", "consistency", "quality", "rows")
+SOURCES = (*LESSONS, *OWN_LESSONS, "rows")
 CHARTS = (
     Chart("Loss of an answer's tokens", {"training": "loss"}),
-    Chart("Loss by lesson", {name: f"{name}/loss" for name in LESSONS}),
-    Chart("Held-out token accuracy", {name: f"heldout/{name}/token_accuracy" for name in LESSONS}),
+    Chart("Loss by lesson", {name: f"{name}/loss" for name in SOURCES}),
+    Chart("Held-out token accuracy", {name: f"heldout/{name}/token_accuracy" for name in SOURCES}),
     Chart("Regions (IoU)", {"edits": "judge/region_iou", "grounding": "judge/grounding_iou"}),
     Chart("Verdicts", {"valid": "judge/valid", "pairs ranked right": "judge/pairwise_accuracy"}),
     Chart("Gradient norm", {"before clipping": "grad_norm"}),
@@ -118,7 +130,8 @@ class RewardSFT:
         )
         failures = s.failures if split == "train" else None  # so that held-out losses can be compared
         world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
-        return editworld_lessons(world, wording)
+        own = own_lessons(OwnEdits(s.own_edits), wording) if s.own_edits and split == "train" else {}
+        return editworld_lessons(world, wording) | own
 
     def measure(self, turns: tuple[Turn, ...], sizes: list[tuple[int, int]]) -> tuple[int, ...]:
         """A row's bucket: padded tokens, padded patches of its largest image, number of images. Raises InputError."""

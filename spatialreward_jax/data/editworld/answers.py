@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from spatialreward_jax.data.editworld import rule
 from spatialreward_jax.data.editworld.candidates import Candidate
@@ -12,9 +13,15 @@ from spatialreward_jax.data.editworld.language import name
 from spatialreward_jax.data.editworld.render import shape_box
 from spatialreward_jax.data.editworld.scenes import Scene, Shape
 
+if TYPE_CHECKING:
+    from spatialreward_jax.data.editworld.observed import Observed
+
+    Shown = Candidate | Observed
+
 GROUNDING_QUESTION = "List every shape with its box."
 CHANGES_QUESTION = "Before, after. List every change with its box."
 _LOOK = ("size", "texture", "color", "kind", "place")
+_WHOLE, _NOTHING = 22.5, 1.0  # scores of what is read as done or kept, and as not done; no candidate lies near them
 
 
 def happened(op: Op) -> list[str]:
@@ -51,7 +58,7 @@ def _change(source: Scene, op: Op) -> str:
     }.get(op.kind, lambda: f"{before} {happened(op)[0]}")()
 
 
-def verdict(candidate: Candidate, op: Op) -> str:
+def verdict(candidate: Shown, op: Op) -> str:
     """Whether an operation that was done is one that was asked."""
     for asked in candidate.sample.ops:
         related = asked.kind == op.kind if op.target < 0 else asked.target == op.target and asked.kind == op.kind
@@ -70,18 +77,15 @@ def _wrong_field(asked: Op, op: Op) -> str:
     return next((f for f in asked.stated if f != "place" and getattr(op.after, f) != getattr(asked.after, f)), "thing")
 
 
-def overall(candidate: Candidate) -> str:
+def overall(scores: rule.Scores) -> str:
     """How much of the request was done, and what became of the rest."""
-    sample = candidate.sample
-    shown = rule.state_after(sample.source, candidate.done)
-    credits = [rule.credit(op, sample.source, shown) for op in sample.ops]
-    harm = rule.damage(sample.source, sample.ops, shown)
-    done = "all done" if min(credits) == 1 else "not done" if max(credits) == 0 else "partly done"
-    kept = "rest kept" if harm == 0 else "rest changed" if harm < 1 else "rest changed much"
-    return f"{done}, {kept}."
+    done = "all done" if scores.success > _WHOLE else "not done" if scores.success < _NOTHING else "partly done"
+    much = rule.preservation_score(1.0)
+    kept = "rest kept" if scores.no_overedit > _WHOLE else "rest changed"
+    return f"{done}, {kept}{' much' if scores.no_overedit <= much else ''}."
 
 
-def rationale(candidate: Candidate) -> str:
+def rationale(candidate: Shown) -> str:
     """The reasoning of the consistency stream: the request, then every region cited and described, then the whole.
 
     Request and regions are told in the same words, with what was there before, so that the verdict is a comparison of
@@ -93,10 +97,10 @@ def rationale(candidate: Candidate) -> str:
     for op in candidate.done:
         phrases += [_change(source, op) + verdict(candidate, op), *happened(op)[1:]]
     cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
-    return " ".join([f"Instruction: {asked}.", *cited, f"<|global|> {overall(candidate)}"])
+    return " ".join([f"Instruction: {asked}.", *cited, f"<|global|> {overall(candidate.scores)}"])
 
 
-def quality_rationale(candidate: Candidate) -> str:
+def quality_rationale(candidate: Shown) -> str:
     """The reasoning of the quality stream: the flaws and how strong they are."""
     words = []
     for artifact in candidate.artifacts:
@@ -109,7 +113,7 @@ def _dump(answer: dict | list) -> str:
     return json.dumps(answer, separators=(",", ":"))
 
 
-def consistency_answer(candidate: Candidate, *, boxes: bool = True, cited: bool = True) -> str:
+def consistency_answer(candidate: Shown, *, boxes: bool = True, cited: bool = True) -> str:
     """The answer JSON of the consistency stream.
 
     boxes=False leaves `edit_region` out, cited=False the markers in the reasoning: the ablations of the paper.
@@ -133,7 +137,7 @@ def answer_opening(regions: list[EditRegion], side: int) -> str:
     return _dump({"edit_region": found, "reasoning": ""}).removesuffix('"}')
 
 
-def quality_answer(candidate: Candidate) -> str:
+def quality_answer(candidate: Shown) -> str:
     """The answer JSON of the quality stream."""
     scores = candidate.scores
     return _dump(

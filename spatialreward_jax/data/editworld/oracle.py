@@ -32,18 +32,23 @@ from spatialreward_jax.reward.types import Edit
 _SHAPE_AREA = 0.045  # share of the picture that an extra shape takes
 _SIDES = (48, 256)  # pixels; pictures of other sizes are resized to the source's
 _SAME = 4.0  # mean difference of thumbnails, in levels, up to which two sources are one
-_ALIKE = 0.35  # least likeness with which an unexpected shape counts as one that went missing
+ALIKE = 0.35  # least likeness with which an unexpected shape counts as one that went missing
 
 
 def oracle_scores(image: np.ndarray, sample: EditSample) -> rule.Scores:
     """Scores a picture, uint8 [H, W, 3] of any size, as an answer to an edit -> four scores in 0..25."""
+    return judge_view(*view_of(image, sample))
+
+
+def view_of(image: np.ndarray, sample: EditSample) -> tuple[View, EditSample]:
+    """What a picture, uint8 [H, W, 3] of any size, shows of an edit -> (the view, the edit at the picture's size)."""
     side = image.shape[0]
     if image.shape[1] != side or not _SIDES[0] <= side <= _SIDES[1] or side % BLOCK:
         side = sample.source.side
         image = np.asarray(PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.LANCZOS))
     if side != sample.source.side:  # scenes have no resolution of their own
         sample = dataclasses.replace(sample, source=dataclasses.replace(sample.source, side=side))
-    return judge_view(reader_of(sample)(image), sample)
+    return reader_of(sample)(image), sample
 
 
 def judge_view(view: View, sample: EditSample) -> rule.Scores:
@@ -105,7 +110,7 @@ def _added_credit(goal: Reading, op: Op, others: list[Reading]) -> float:
     return max(here, elsewhere)
 
 
-def _likeness(shape: Shape, reading: Reading) -> float:
+def likeness(shape: Shape, reading: Reading) -> float:
     """How much a reading looks like a shape, by kind and colour, 0..1."""
     return reading.present * reading.kind[shape.kind] * reading.color[shape.color]
 
@@ -115,14 +120,14 @@ def _moved_credit(
 ) -> float:
     target = sample.ops[index].target
     before = sample.source.shapes[target]
-    left = 1 - _likeness(before, view.places[target])
-    there = _likeness(before, view.goals[index])
+    left = 1 - likeness(before, view.places[target])
+    there = likeness(before, view.goals[index])
     if view.goals[index].present < 0.5 and others and left > 0.5:
-        best = max(others, key=lambda other: _likeness(before, other))
-        if _likeness(before, best) > max(_ALIKE, there):
+        best = max(others, key=lambda other: likeness(before, other))
+        if likeness(before, best) > max(ALIKE, there):
             others.remove(best)
             strays[target] = best
-            return rule.HALF_DONE * left * _likeness(before, best)
+            return rule.HALF_DONE * left * likeness(before, best)
     # A copy that leaves the old one standing is half a move.
     return there * (1 + left) / 2
 
@@ -131,18 +136,18 @@ def _damage(view: View, sample: EditSample, others: list[Reading], strays: dict[
     total = 0.0
     # Where a moved shape was expected something else may have come to stand.
     for op, goal in zip(sample.ops, view.goals):
-        if op.kind == "move" and goal.present > 0.5 and _likeness(sample.source.shapes[op.target], goal) < _ALIKE:
+        if op.kind == "move" and goal.present > 0.5 and likeness(sample.source.shapes[op.target], goal) < ALIKE:
             others.append(goal)
     for index, shape in enumerate(sample.source.shapes):
         free = rule.free_fields(sample.ops, index)
         seen = [view.places[index]]
         seen += [goal for op, goal in zip(sample.ops, view.goals) if op.kind == "move" and op.target == index]
         seen += [strays[index]] if index in strays else []
-        reading = max(seen, key=lambda r: (round(_likeness(shape, r), 3), r.present))
+        reading = max(seen, key=lambda r: (round(likeness(shape, r), 3), r.present))
         harm = _shape_damage(shape, reading, free)
         if reading.present < 0.5 and "presence" not in free and others:
-            best = max(others, key=lambda other: _likeness(shape, other))
-            if _likeness(shape, best) > _ALIKE:  # it was moved without being asked
+            best = max(others, key=lambda other: likeness(shape, other))
+            if likeness(shape, best) > ALIKE:  # it was moved without being asked
                 others.remove(best)
                 place = 0.0 if "place" in free else rule.DAMAGE["place"]
                 harm = min(harm, place + _shape_damage(shape, best, free))
@@ -196,14 +201,18 @@ class Oracle:
         """
         return [self._grade(edit) for edit in edits]
 
-    def _grade(self, edit: Edit) -> Graded:
+    def truth(self, edit: Edit) -> EditSample:
+        """What was asked of an edit. Raises InputError for one whose source and instruction are not known."""
         known = self._known.get(edit.instruction.strip(), [])
         small = _thumbnail(read_image(edit.sources[0]))
         # The source may come resized: thumbnails tell sources of one instruction apart all the same.
         gaps = [float(np.abs(small - other).mean()) for other, _ in known]
         if not gaps or min(gaps) > _SAME:
             raise InputError(f"the oracle does not know the edit {edit.instruction!r}: use the set it was made from")
-        four = oracle_scores(read_image(edit.edited), known[int(np.argmin(gaps))][1])
+        return known[int(np.argmin(gaps))][1]
+
+    def _grade(self, edit: Edit) -> Graded:
+        four = oracle_scores(read_image(edit.edited), self.truth(edit))
         return Graded(self.aggregation(four[:2], four[2:]).reward, four._asdict())
 
 

@@ -111,12 +111,12 @@ class Reader:
             clear, blur(ground, step) if step else ground, np.ones(ground.shape[:2], np.float32), step, variance, tone
         )
         places, goals = self._places(page), self._goals(page)
-        seen = [_as_shape(r) for r in (*places, *goals) if r and r.present > 0.2]
+        seen = [as_shape(r) for r in (*places, *goals) if r and r.present > 0.2]
         expected = flaws.degrade(self._compose(ground, seen, tone), sigma, share)
         others, smudge = self._others(page, seen, picture - expected, grain if exact else _LOUD)
         found = [r for r in (*places, *(g for g in goals if g), *others) if r.present > 0.5]
-        explained = self._compose(ground, [_as_shape(reading) for reading in found], tone)
-        amounts = self._amounts(picture, explained, exact, [_as_shape(reading) for reading in found])
+        explained = self._compose(ground, [as_shape(reading) for reading in found], tone)
+        amounts = self._amounts(picture, explained, exact, [as_shape(reading) for reading in found])
         return View(tones, grounds, kept, places, goals, others, smudge, amounts)
 
     def _tones(self, picture: np.ndarray) -> dict[str, float]:
@@ -270,7 +270,7 @@ class Reader:
             reading = own.read((x + 0.5) / side, (y + 0.5) / side, steps=8)
             if reading.present > 0.3:
                 found.append(reading)
-                change = change * ~_grow(_mask(_as_shape(reading), side), 2)
+                change = change * ~_grow(_mask(as_shape(reading), side), 2)
         return tuple(found), float(change.sum() / max((~known).sum(), 1))
 
     def _amounts(self, picture, explained, exact: bool, shapes: list[Shape]) -> dict[str, float]:
@@ -293,7 +293,8 @@ def _in_cell(reading: Reading, op: Op) -> bool:
     return inside < 0.03  # the last pixels of a border are nobody's
 
 
-def _as_shape(reading: Reading) -> Shape:
+def as_shape(reading: Reading) -> Shape:
+    """The likeliest shape."""
     best = {field: reading.best(field) for field in ("kind", "color", "size", "texture")}
     return Shape(**best, x=reading.x, y=reading.y)
 
