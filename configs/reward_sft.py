@@ -9,6 +9,12 @@ change between two and the judge's own questions, last its verdicts (about three
     python -m spatialreward_jax.train --config=configs/reward_sft.py:verdicts --workdir=DIR/judge \\
         --config.judge=DIR/pairs/judge
 
+and, so that it can reward an editor, the edits of that one, which an RL run kept:
+
+    python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits --config.keep_edits=True
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:own_edits --workdir=DIR/own \\
+        --config.judge=DIR/judge/judge "--config.data.editworld.own_edits=('DIR/edits',)"
+
 Published sizes with LoRA, on chats with images (jsonl with `messages` and `images`; the layout is described in
 spatialreward_jax/data/chat_rows.py):
 
@@ -16,8 +22,8 @@ spatialreward_jax/data/chat_rows.py):
         --config.judge=QWEN3_VL_FOLDER --config.data.path=train.jsonl --config.data.heldout=validation.jsonl \\
         --config.steps=TEN_EPOCHS
 
-Presets: `embedded` (default), `perception` and `verdicts` (its first and its last stage) and `published` (arXiv
-2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains
+Presets: `embedded` (default), `perception`, `verdicts` and `own_edits` (its first stage and its last ones) and
+`published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains
 all parameters.
 """
 
@@ -62,8 +68,8 @@ VERDICTS = {
 OWN = {
     "sides": (64, 64, 64, 96),
     "mixture": {
-        **{"grounding": 0.02, "changes": 0.03, "consistency": 0.4, "quality": 0.05},
-        **{"own_consistency": 0.42, "own_quality": 0.08},
+        **{"grounding": 0.02, "changes": 0.02, "consistency": 0.46, "quality": 0.06},
+        **{"own_consistency": 0.38, "own_quality": 0.06},
     },
     "failures": VERDICTS["failures"],
     "edits": 60000,

@@ -108,6 +108,17 @@ def test_given_answers_reach_the_parameters_and_the_first_ratios_are_one(goldens
     assert load_file(tmp_path / "adapter/pytorch_lora_weights.safetensors").keys()
 
 
+def test_a_phase_keeps_its_edits_where_asked(goldens, data, tmp_path):
+    task = make(goldens, data, tmp_path, lambda n: None if n == 3 else varied(n), keep_edits=True)
+    _, metrics, _ = one_phase(task)
+    kept = read_requests(str(tmp_path / "edits/00000"), outputs=True)
+    rows = [json.loads(line) for line in (tmp_path / "edits/00000/instructions.jsonl").read_text().splitlines()]
+    assert len(kept) == 8 and len({request.instruction for request in kept}) == 2
+    assert [row["reward"] is None for row in rows] == [number == 3 for number in range(8)]
+    given = [row["reward"] for row in rows if row["reward"] is not None]
+    np.testing.assert_allclose(np.mean(given), metrics["reward"], rtol=1e-6)
+
+
 def assert_same_update(a, b):
     """Two results of `one_phase` with one update: losses, and gradients to 1e-5 of the largest value of each array."""
     for name in ("update1/loss", "update1/policy_loss", "reward"):

@@ -149,6 +149,8 @@ def test_grounding_answers_are_read():
         ({"scratch": True, "lora": {"rank": 2}}, "scratch trains all parameters"),
         ({"templates": "none"}, "neither shipped"),
         ({"data": {"editworld": {"failures": {"perfect": -1.0}}}}, "weights of at least 0, not all 0, to perfect"),
+        ({"data": {"editworld": {"own_edits": ("runs/first",)}}}, "own_consistency and own_quality .* go together"),
+        ({"data": {"editworld": {"mixture": {"own_quality": 0.1}}}}, "own_consistency and own_quality .* go together"),
     ],
 )
 def test_settings_that_cannot_be_get_one_clear_line(goldens, changes, message):
