@@ -23,8 +23,8 @@ spatialreward_jax/data/chat_rows.py):
         --config.steps=TEN_EPOCHS
 
 Presets: `embedded` (default), `perception`, `verdicts` and `own_edits` (its first stage and its last ones) and
-`published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line: --config.lora.rank=0 trains
-all parameters.
+`published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line:
+--config.lora.rank=0 trains all parameters.
 """
 
 from ml_collections import ConfigDict

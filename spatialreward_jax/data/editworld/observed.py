@@ -63,10 +63,10 @@ def _artifacts(view: View) -> tuple[Artifact, ...]:
 def _operations(view: View, sample: EditSample) -> list[Op]:
     """All that changed: what was asked for in the instruction's order, then the rest by the harm that it is."""
     source, others = sample.source, [other for other in view.others if other.present > 0.5]
-    asked = {(op.kind, op.target) if op.target < 0 else op.target: rank for rank, op in enumerate(sample.ops)}
+    asked = {op.kind if op.target < 0 else op.target: rank for rank, op in enumerate(sample.ops)}
     found: list[tuple[float, Op]] = []
 
-    def add(op: Op, about: tuple | int, harm: float) -> None:
+    def add(op: Op, about: str | int, harm: float) -> None:
         found.append((asked.get(about, len(asked) + rule.UNASKED_GROUND - harm), op))
 
     for index, shape in enumerate(source.shapes):
@@ -74,18 +74,18 @@ def _operations(view: View, sample: EditSample) -> list[Op]:
             add(op, index, rule.damage_of(shape, op.after, frozenset()))
     for op, goal in zip(sample.ops, view.goals):
         if op.kind == "add" and goal.present > 0.5:
-            add(Op("add", -1, as_shape(goal), op.stated), ("add", -1), rule.EXTRA_SHAPE)
+            add(Op("add", -1, as_shape(goal), op.stated), "add", rule.EXTRA_SHAPE)
         elif op.kind == "move" and goal.present > 0.5 and all(other.target != op.target for _, other in found):
             add(Op("add", -1, as_shape(goal), ("kind", "color")), op.target, rule.EXTRA_SHAPE)  # a copy
     if view.ground_kept < 0.5:
         kind = max(view.ground, key=view.ground.get)
         op = Op("background", ground=dataclasses.replace(source.ground, kind=kind))
-        add(op, ("background", -1), rule.UNASKED_GROUND)
+        add(op, "background", rule.UNASKED_GROUND)
     tone = max(view.tone, key=view.tone.get)
     if tone != source.tone:
-        add(Op("tone", tone=tone), ("tone", -1), rule.UNASKED_TONE)
+        add(Op("tone", tone=tone), "tone", rule.UNASKED_TONE)
     for other in others:
-        add(Op("add", -1, as_shape(other), ("kind", "color")), len(source.shapes), rule.EXTRA_SHAPE)
+        add(Op("add", -1, as_shape(other), ("kind", "color")), "", rule.EXTRA_SHAPE)  # never what was asked
     return [op for _, op in sorted(found, key=lambda item: item[0])]
 
 
