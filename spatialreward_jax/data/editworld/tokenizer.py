@@ -102,7 +102,7 @@ def brief_answer(candidate: Candidate) -> str:
     phrases = [what + answers.verdict(candidate, op) for op in candidate.done for what in answers.happened(op)]
     cited = [f"<|bbox_{i}|> {phrase}." for i, phrase in enumerate(phrases)]
     answer = json.loads(answers.consistency_answer(candidate))
-    answer["reasoning"] = " ".join([*cited, f"<|global|> {answers.overall(candidate)}"])
+    answer["reasoning"] = " ".join([*cited, f"<|global|> {answers.overall(candidate.scores)}"])
     return json.dumps(answer, separators=(",", ":"))
 
 
