@@ -187,8 +187,7 @@ class EditWorldChats:
     """One kind of lesson of an EditWorld split: "grounding" (every shape of one picture), "changes" (every one of up to
     five changes between two), "consistency" or "quality".
 
-    Row n is about candidate n % `candidates` of edit n // `candidates` ("changes": about its source); sides alternate
-    between edits. Pictures are rendered when first asked for, and kept.
+    Row n is about entry n of the world, candidates or an editor's own edits ("changes": about its source alone).
     """
 
     def __init__(self, kind: str, world: "Candidates | OwnEdits", wording: Wording):
@@ -223,6 +222,7 @@ def _many_changes(sample: EditSample, source: np.ndarray, rng: np.random.Generat
 class Candidates:
     """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited).
 
+    Entry n is candidate n % `candidates` of edit n // `candidates`; it is rendered when first asked for, and kept.
     `sides` of the pictures take turns, edit by edit. failures: weight of each of FAILURES (an edit cannot fail in every
     way); None: all alike.
     """

@@ -91,11 +91,10 @@ class Settings:
                 f"data.editworld.failures={self.failures}: give weights of at least 0, not all 0, to "
                 f"{', '.join(FAILURES)}"
             )
-        own = bool(self.own_edits)
-        if self.data == "editworld" and own != any(self.shares.get(name) for name in OWN_LESSONS):
+        if bool(self.own_edits) != any(self.shares.get(name) for name in OWN_LESSONS):
             raise InputError(
                 f"data.editworld.own_edits={self.own_edits} and the shares of {' and '.join(OWN_LESSONS)} in its "
-                "mixture go together: give both or none"
+                "mixture go together, with data.path=editworld: give both or none"
             )
         if min(self.eval_batches, self.eval_edits, self.eval_grounding) < 0:
             raise InputError("eval: batches, edits and grounding must be at least 0")

@@ -17,6 +17,7 @@ from spatialreward_jax import cli
 from spatialreward_jax.data.editworld.rankings import LEAST_GAP
 from spatialreward_jax.data.editworld.rule import RANGE, Scores
 from spatialreward_jax.data.own_edits import OwnEdits
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.types import Edit
@@ -25,13 +26,13 @@ from spatialreward_jax.reward.vlm import Decoding
 
 def define_flags() -> None:
     """The program's flags."""
-    flags.DEFINE_string("run", None, "Workdir of an RL run on EditWorld with keep_edits.")
+    flags.DEFINE_string("run", "", "Workdir of an RL run on EditWorld with keep_edits.")
     flags.DEFINE_string("model", "embedded", "Judge: a folder in the Qwen3-VL layout, or embedded.")
     flags.DEFINE_integer("group", 8, "Edits of a request in a phase, as the run had it.", lower_bound=2)
 
 
 def agreement(said: np.ndarray, true: np.ndarray, group: int) -> dict[str, float]:
-    """Both float [N], in 0..1, groups one after the other."""
+    """Numbers of the report for what a judge said and what is true, float [N] in 0..1, groups one after the other."""
     groups = lambda x: x.reshape(-1, group)
     apart = lambda x: (groups(x)[:, :, None] - groups(x)[:, None, :])[:, *np.triu_indices(group, 1)].ravel()
     centred = lambda x: (groups(x) - groups(x).mean(1, keepdims=True)).ravel()
@@ -51,7 +52,11 @@ def agreement(said: np.ndarray, true: np.ndarray, group: int) -> dict[str, float
 def main(_argv: list[str]) -> None:
     """Reads, asks and prints JSON."""
     given = flags.FLAGS
+    if not given.run:
+        raise InputError("--run=WORKDIR of an RL run with keep_edits is needed")
     kept = OwnEdits([given.run])
+    if len(kept) < given.group:
+        raise InputError(f"{given.run} holds {len(kept)} edits, less than one group of {given.group}")
     rows = [kept[index] for index in range(len(kept) - len(kept) % given.group)]
     judge = RewardModel.from_pretrained(given.model, decoding=Decoding(constrained=True, score_mode="expected"))
     scores = judge.score([Edit(source, edited, seen.sample.instruction) for seen, source, edited in rows])
