@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # as in conftest.py
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 
 
@@ -32,11 +30,11 @@ def test_a_notebook_defines_nothing_of_its_own(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, one_device):
     (tmp_path / "configs").symlink_to(ROOT / "configs")  # as in a clone, but what it writes goes elsewhere
     script = tmp_path / "notebook.py"
     script.write_text("\n".join(code_cells(path)), encoding="utf-8")
-    environment = os.environ | {"SRJ_FAST": "1", "PYTHONPATH": str(ROOT), "XLA_FLAGS": CHEAP}
+    environment = one_device | {"SRJ_FAST": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     summary = json.loads((tmp_path / "runs/colab/summary.json").read_text())

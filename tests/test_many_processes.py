@@ -62,9 +62,8 @@ def get_config(preset="small"):
 
 def _environment(folder, devices):
     """Little time for the compiler, and what it made is kept for the next run of this test."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {
-        "XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(TESTS.parent),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),

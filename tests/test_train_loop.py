@@ -16,7 +16,6 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.checkpoints import SaveError
 from spatialreward_jax.reporting.journal import NonFiniteError
 
-CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # as in conftest.py: same bits
 PROGRAM = pathlib.Path(__file__).with_name("toy_program.py")
 SPEC = importlib.util.spec_from_file_location("toy_program", PROGRAM)
 toy_program = importlib.util.module_from_spec(SPEC)
@@ -163,9 +162,9 @@ def test_bad_data_on_the_way_saves_first(tmp_path, whole):
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path, one_device):
     (tmp_path / "toy.py").write_text(CONFIG)
-    environment = os.environ | {"XLA_FLAGS": CHEAP, "PYTHONPATH": str(PROGRAM.parents[1])}
+    environment = one_device | {"PYTHONPATH": str(PROGRAM.parents[1])}
 
     def start(*arguments):
         command = [sys.executable, str(PROGRAM), f"--config={tmp_path / 'toy.py'}", *arguments]
