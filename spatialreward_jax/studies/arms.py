@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 JUDGE_STEPS = 500
 """Updates with which an arm teaches the judge's questions; one that takes longer than its minutes is warned of."""
 
-RL_STEPS = 24
+RL_STEPS = 12
 """Phases of an RL run; likewise."""
 
 RECIPES = ("parity", "window")
