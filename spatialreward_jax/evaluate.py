@@ -95,8 +95,10 @@ def main(_argv) -> None:
     }
     aggregation = Aggregation(_AGGREGATION.value, clamp=_PARSING.value != "bench")
     if _ANSWERS.value:
-        answers = read_answers(_ANSWERS.value, parsing=_PARSING.value, aggregation=aggregation)
+        asked = aggregation if _AGGREGATION.present else None  # else numbers stay as they are given
+        answers = read_answers(_ANSWERS.value, parsing=_PARSING.value, aggregation=asked)
         identity = {"model": f"answers:{pathlib.Path(_ANSWERS.value).stem}"}
+        identity |= {"aggregation": asked.name} if asked else {}
         results = evaluate_answers(benchmark, _DATA.value, _OUT.value, answers, identity=identity, **options)
     else:
         judge = _judge(aggregation)

@@ -3,13 +3,14 @@
 jsonl, one line per edit: `key` (the benchmark's key of the edit) and either
 
 - numbers: `overall` 0..10 and optionally success, no_overedit, naturalness, artifact_free 0..25, `valid`, `regions`
-  (what our own `answers.jsonl` holds), or
+  (what our own `answers.jsonl` holds); an aggregation that is asked for is computed anew from the four, or
 - texts: `sc` and `pq`, the judge's two raw answers, read by the parsing mode and aggregation asked for.
 
 json, an object: a result file of the official programs, `{key: {"scores": {prompt_following, consistency, overall}}}`
 or, for MER-Bench, `{pair_id: {"scores": [...], "pair_type": n}}`.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -33,7 +34,14 @@ class Answers(NamedTuple):
 def read_answers(
     path: str | pathlib.Path, *, parsing: str = "strict", aggregation: Aggregation | None = None
 ) -> Answers:
-    """Reads a file of answers; parsing and aggregation matter for raw texts only. Raises InputError without one."""
+    """Reads a file of answers. Raises InputError without one.
+
+    Args:
+      path: the file.
+      parsing: how raw texts are read.
+      aggregation: of the four sub-scores; a line that has them not is then broken. None leaves `overall` as it is
+        given, and takes the published one for raw texts.
+    """
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}: --answers wants a jsonl file of answers")
@@ -67,10 +75,18 @@ def _loads(line: str) -> dict:
 
 def _verdict(record: Mapping[str, Any], parsing: str, aggregation: Aggregation | None) -> Verdict:
     if "sc" not in record and "pq" not in record:
-        return verdict_from_json(record)
+        given = verdict_from_json(record)
+        return given if aggregation is None or not given.valid else _aggregated(given, aggregation)
     texts = str(record.get("sc", "")), str(record.get("pq", ""))
     score = protocol.read_answers(*texts, (1000, 1000), parsing=parsing, aggregation=aggregation)
     return verdict_from_json(score.to_json())
+
+
+def _aggregated(verdict: Verdict, aggregation: Aggregation) -> Verdict:
+    scores = verdict.sub_scores()
+    if scores is None:
+        raise InputError(f"the {aggregation.name} aggregation needs success, no_overedit, naturalness, artifact_free")
+    return dataclasses.replace(verdict, overall=aggregation(scores[:2], scores[2:]).overall)
 
 
 def _official(path: pathlib.Path) -> list[tuple[str, str, dict]]:

@@ -54,7 +54,7 @@ class Arm:
     """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: their budget.
 
     values: column -> where its number stands; a number that is absent (no region without boxes) leaves a gap.
-    shared: of a place, what several cells begin with and the first of them runs: (folder of a training run, words).
+    shared: of a place, what several cells begin with and the first of them runs: (the last file it writes, words).
     """
 
     commands: Callable[[Place], list[list[str]]]
@@ -76,9 +76,8 @@ def judge_folder(root: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
     return root / "boxes" / arm / f"seed{seed}" / "train" / "judge"
 
 
-def _evaluate(model: pathlib.Path | str, place: Place, *flags: str) -> list[str]:
-    named = (f"--model={model}", f"--data={place.rankings}", f"--out={place.folder / 'evaluation'}")
-    return ["evaluate", "--bench=editworld", *named, *flags]
+def _on(place: Place, out: pathlib.Path | None = None) -> list[str]:
+    return ["--bench=editworld", f"--data={place.rankings}", f"--out={out or place.folder / 'evaluation'}"]
 
 
 _RESULTS = "evaluation/results.json"
@@ -96,7 +95,8 @@ _RANKING_VALUES = {
 def _perception(place: Place) -> list[tuple[pathlib.Path, list[str]]]:
     """Eyes for every judge of the studies, seed by seed the same: what differs between cells is what is taught then."""
     folder = place.root / "perception"
-    return [(folder, ["train", "--config=configs/reward_sft.py:perception", f"--workdir={folder}"])]
+    words = ["train", "--config=configs/reward_sft.py:perception", f"--workdir={folder}"]
+    return [(folder / "summary.json", words)]
 
 
 def _judge_arm(boxes: bool, cited: bool) -> Arm:
@@ -107,16 +107,25 @@ def _judge_arm(boxes: bool, cited: bool) -> Arm:
         training += [f"--config.steps={JUDGE_STEPS}", "--config.eval_every=0", f"{world}.boxes={boxes}"]
         training += [f"{world}.cited={cited}", f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
-        return [training, _evaluate(place.folder / "train/judge", place, parsing)]
+        return [training, ["evaluate", f"--model={place.folder / 'train/judge'}", parsing, *_on(place)]]
 
     return Arm(commands, _RANKING_VALUES, minutes=20, shared=_perception)
 
 
 def _aggregation_arm(kind: str) -> Arm:
-    def commands(place: Place) -> list[list[str]]:
-        return [_evaluate("embedded", place, f"--aggregation={kind}", "--constrained", f"--seed={place.seed}")]
+    """The judge answers once for a seed; the arms read its numbers."""
+    answered = lambda place: place.root / "answers" / f"seed{place.seed}"
 
-    return Arm(commands, _RANKING_VALUES, minutes=5)
+    def shared(place: Place) -> list[tuple[pathlib.Path, list[str]]]:
+        judge = ("--model=embedded", "--constrained", "--score_mode=expected")
+        words = ["evaluate", *judge, *_on(place, answered(place))]
+        return [(answered(place) / "results.json", words)]
+
+    def commands(place: Place) -> list[list[str]]:
+        reading = (f"--answers={answered(place) / 'answers.jsonl'}", f"--aggregation={kind}", f"--seed={place.seed}")
+        return [["evaluate", *reading, *_on(place)]]
+
+    return Arm(commands, _RANKING_VALUES, minutes=5, shared=shared)
 
 
 def _box_error_arm(error: float) -> Arm:

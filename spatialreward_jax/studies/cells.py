@@ -80,8 +80,8 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     place.rankings.parent.mkdir(parents=True, exist_ok=True)
     write_rankings(place.rankings, "test", RANKINGS, seed)
     place.folder.mkdir(parents=True, exist_ok=True)
-    for folder, words in found.shared(place):
-        if not (folder / "summary.json").is_file():  # a run that has come to its end
+    for last, words in found.shared(place):
+        if not last.is_file():
             _run(words, f"{study}/{arm}/seed{seed}", say)
     commands = found.commands(place)
     seconds = [_run(words, f"{study}/{arm}/seed{seed}", say) for words in commands]

@@ -18,6 +18,7 @@ from spatialreward_jax.evaluation import (
 )
 from spatialreward_jax.evaluation.grid_search import POWERS, SUCCESS, grid_search, heat_map
 from spatialreward_jax.evaluation.records import Case, Verdict, verdict_from_json
+from spatialreward_jax.reward.aggregate import Aggregation
 
 MER = BENCHMARKS["mer"]
 
@@ -90,6 +91,17 @@ def test_raw_texts_are_parsed(tmp_path):
     assert found["a"].overall == pytest.approx(((0.6 * 20 + 0.4 * 25) / 2.5) ** 0.8 * 8**0.2)
     assert not found["b"].valid and found["b"].error.startswith("SC: ")
     assert read_answers(tmp_path / "a.jsonl", parsing="server").verdicts["b"].success == 12.5
+
+
+def test_numbers_are_aggregated_anew_when_asked(tmp_path):
+    scores = {"success": 20, "no_overedit": 10, "naturalness": 25, "artifact_free": 15}
+    write_jsonl(tmp_path / "a.jsonl", [{"key": "a", "overall": 3, **scores}, {"key": "b", "overall": 4}])
+    given = read_answers(tmp_path / "a.jsonl").verdicts
+    assert (given["a"].overall, given["b"].overall) == (3, 4)
+    found = read_answers(tmp_path / "a.jsonl", aggregation=Aggregation("min"))
+    assert found.verdicts["a"].overall == pytest.approx((10 * 15) ** 0.5 / 2.5)
+    assert found.verdicts["a"].sub_scores() == (20, 10, 25, 15)
+    assert [(line.where, "the min aggregation needs" in line.why) for line in found.broken] == [("a.jsonl:2", True)]
 
 
 def test_official_result_files(tmp_path):

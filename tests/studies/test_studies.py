@@ -70,7 +70,9 @@ def test_a_cell_runs_once_and_is_kept(toy, tmp_path):
 
 
 def test_what_cells_share_runs_once(toy, tmp_path, monkeypatch):
-    shared = lambda place: [(place.root / "eyes", ["train", f"--workdir={place.root / 'eyes'}", "--config.quality=1"])]
+    shared = lambda place: [
+        (place.root / "eyes/summary.json", ["train", f"--workdir={place.root / 'eyes'}", "--config.quality=1"])
+    ]
     arms = {name: dataclasses.replace(arm(name), shared=shared) for name in QUALITY}
     monkeypatch.setitem(STUDIES, "toy", Study("Is good better?", arms))
     cells_run = [run_cell(tmp_path, "toy", name, 0, say=lambda line: None) for name in QUALITY]
