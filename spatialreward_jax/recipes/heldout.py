@@ -12,6 +12,7 @@ from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.recipes.previews import PHASE
 from spatialreward_jax.recipes.task import History
 from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
+from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import standard_error
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class HeldoutEdits:
         """Yields means over the requests and standard errors: "oracle" is the truth, "no_overedit" (0..25) its word on
         what was to stay, "reward" the run's own."""
         oracle, reward, kept = [], [], []
-        for first in range(0, len(self.requests), CHUNK):
-            rewards = self._chunk(state, first)
+        for rewards in self._scored(state):
             oracle += rewards.parts["oracle/reward"].tolist()
             kept += rewards.parts["oracle/no_overedit"].tolist()
             reward += rewards.reward[rewards.valid].tolist()
@@ -76,8 +76,19 @@ class HeldoutEdits:
             for when, found in (("before", history.eval_first), ("after", history.eval_last))
         }
 
-    def _chunk(self, state: Any, first: int) -> Rewards:
-        """Rewards of the edits of some requests; the last chunk is filled up with requests that do not count."""
+    def _scored(self, state: Any) -> Iterator[Rewards]:
+        """Rewards of all edits, as many at a time as a phase has: the judge then needs no programs of other sizes."""
+        most, edits = self.task.settings.prompts * self.task.settings.group, []
+        for first in range(0, len(self.requests), CHUNK):
+            edits += self._chunk(state, first)
+            while len(edits) >= most:
+                yield self.reward(edits[:most])
+                edits = edits[most:]
+        if edits:
+            yield self.reward(edits)
+
+    def _chunk(self, state: Any, first: int) -> list[Edit]:
+        """Edits of some requests; the last chunk is filled up with requests that do not count."""
         task = self.task
         rows = [min(row, len(self.requests) - 1) for row in range(first, first + CHUNK)]
         batch = load_batch([self.requests[row] for row in rows], task.size)
@@ -86,4 +97,4 @@ class HeldoutEdits:
             state.params, encoded, task.sample_keys(batch, PHASE, 1), ode_plan(task.settings.sampler_steps)
         )
         real = min(CHUNK, len(self.requests) - first)
-        return self.reward(task.edits(batch, task.decode(encoded, latents))[:real])
+        return task.edits(batch, task.decode(encoded, latents))[:real]

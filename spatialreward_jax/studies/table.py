@@ -72,9 +72,10 @@ def _difference(first: Sequence[Cell], other: Sequence[Cell], columns: Sequence[
 
 
 def _shown(values: Sequence[float], *, sign: bool = False) -> str:
-    """ "0.41 (0.35 to 0.47)"; without an interval for a single seed, "-" for none."""
+    """ "0.412 (0.350 to 0.474)", "4.1e-05 (...)" where three decimals would show nothing; without an interval for a
+    single seed, "-" for none."""
     if not values:
         return "-"
     mean, low, high = interval(values)
-    form = "{:+.3f}" if sign else "{:.3f}"
+    form = f"{{:{'+' if sign else ''}{'.3f' if mean == 0 or abs(mean) >= 0.01 else '.2g'}}}"
     return form.format(mean) + ("" if math.isnan(low) else f" ({form.format(low)} to {form.format(high)})")

@@ -24,7 +24,7 @@ class GivenEditor:
         self.targets = {row["input_images"][0]: index.parent / row["output_image"] for row in rows}
         self.reward = WeightedReward({"guards": GuardsBackend()}, {"guards": 1.0})
         self.size = EditorSize(64 * 64, 2048, multiple=8)
-        self.settings = types.SimpleNamespace(sampler_steps=2)
+        self.settings = types.SimpleNamespace(sampler_steps=2, prompts=3, group=1)
         self.batches_seen = []
 
     def encode(self, batch, phase):

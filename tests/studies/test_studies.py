@@ -113,6 +113,12 @@ def test_the_table_has_intervals_pairs_seeds_and_shows_what_was_not_run(toy, tmp
     assert re.findall(r"--arm=(\w+) --seeds=(\d)", text) == [("good", "2")]
 
 
+def test_small_numbers_are_shown(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(QUALITY, "good", 4.125e-5)
+    run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
+    assert "| good | 0 | 4.1e-05 | - | 2.000 | 2.1e-05 |" in study_table(tmp_path, "toy", [0])
+
+
 def test_intervals_are_students():
     mean, low, high = interval([1.0, 2.0, 4.0])
     half = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
