@@ -5,10 +5,11 @@
     python -m spatialreward_jax.evaluate --bench=gedit --data=GEdit-Bench --editor=EDITOR --model=JUDGE --out=DIR
     python -m spatialreward_jax.evaluate --bench=mer --compare=results/a,results/b --allow_different_identity
 
-Writes manifest.json, answers.jsonl (one line per scored edit), results.json and report.md into --out. Started again
-with the same flags it goes on where it was stopped and ends with the same files.
+Writes answers.jsonl (one line per scored edit), results.json, report.md and what a run goes on from into --out. Started
+again with the same flags it goes on where it was stopped and ends with the same files.
 """
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -97,8 +98,13 @@ def main(_argv) -> None:
     if _ANSWERS.value:
         asked = aggregation if _AGGREGATION.present else None  # else numbers stay as they are given
         answers = read_answers(_ANSWERS.value, parsing=_PARSING.value, aggregation=asked)
-        identity = {"model": f"answers:{pathlib.Path(_ANSWERS.value).stem}"}
-        identity |= {"aggregation": asked.name} if asked else {}
+        given = pathlib.Path(_ANSWERS.value)
+        identity = {
+            "model": f"answers:{given.stem}",
+            "revision": hashlib.sha256(given.read_bytes()).hexdigest()[:12],
+            "parsing": _PARSING.value,
+            "aggregation": asked.name if asked else "as given",
+        }
         results = evaluate_answers(benchmark, _DATA.value, _OUT.value, answers, identity=identity, **options)
     else:
         judge = _judge(aggregation)

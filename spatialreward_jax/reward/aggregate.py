@@ -69,8 +69,10 @@ class Aggregation:
         return f"{self.kind}({', '.join(changed)})" if changed and self.kind == "weighted" else self.kind
 
     def __call__(self, semantic: Sequence[float], quality: Sequence[float]) -> Overall:
-        """(s1, s2) and (n, a) in 0..25 -> `Overall`. Raises ValueError where the formula has no real value."""
+        """(s1, s2) and (n, a) in 0..25 -> `Overall`. Raises ValueError where the formula has no finite value."""
         (s1, s2), (n, a) = semantic, quality
+        if not all(map(math.isfinite, (s1, s2, n, a))):
+            raise ValueError(f"scores {s1:g}, {s2:g}, {n:g}, {a:g} are not all finite")
         if self.kind == "weighted":
             sc = self._bound((self.success * s1 + (1 - self.success) * s2) / UNIT)
             pq = self._bound((self.naturalness * n + (1 - self.naturalness) * a) / UNIT)

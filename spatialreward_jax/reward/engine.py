@@ -70,11 +70,15 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """Token ids of an answer without its end token; whether it has ended by one; means of its scores or None."""
+    """Token ids of an answer without its end token; whether it has ended by one; means of its scores or None.
+
+    broken: the net gave no finite numbers somewhere, so that what was chosen there means nothing.
+    """
 
     ids: list[int]
     finished: bool
     expected: tuple[float, ...] | None
+    broken: bool
 
 
 @dataclasses.dataclass
@@ -233,13 +237,14 @@ class Engine:
         """Answers of the slots that are done, which are free from then on."""
         state = slots.state
         means = state.grammar.expected if self.expected else None
-        done, tokens, length = (on_host(x) for x in (state.done, state.tokens, state.length))
+        done, tokens, length, logp = (on_host(x) for x in (state.done, state.tokens, state.length, state.raw_logp))
         means, found = None if means is None else on_host(means), {}
         for slot, question in enumerate(slots.holds):
             if question is not None and done[slot]:
                 ids = text_of(tokens[slot], length[slot], self.net.eos)
                 expected = None if means is None else tuple(map(float, means[slot]))
-                found[question] = Answered(ids, bool(len(ids) < length[slot]), expected)
+                broken = not (np.isfinite(logp[slot]).all() and np.isfinite(expected or ()).all())
+                found[question] = Answered(ids, bool(len(ids) < length[slot]), expected, broken)
                 slots.holds[slot] = None
         return found
 

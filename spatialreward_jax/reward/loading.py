@@ -28,7 +28,7 @@ class JudgeNet:
 
     Attributes:
         config: sizes. dtype: of parameters and activations.
-        folder: where it came from. revision: fingerprint of weights and adapter, and "-int8" if quantised.
+        folder: where it came from. revision: fingerprint of its files and the adapter's, and "-int8" if quantised.
         base: parameters. adapters: LoRA parameters or None. graphs: what `merge` puts them into.
         mesh: where the parameters lie.
         eos, pad: token ids that end an answer and that fill rows.
@@ -93,7 +93,7 @@ def load_judge(
     graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)
     if adapters is not None:
         adapters = place_whole(mesh, adapters)
-    files = [*folder.glob("model*.safetensors"), *_adapter_files(adapter)]
+    files = [*folder.glob("model*.safetensors"), *folder.glob("*.json"), *_adapter_files(adapter)]
     revision = fingerprint(files) + (f"-{quantize}" if quantize else "")
     return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad)
 
@@ -130,10 +130,10 @@ def _end_tokens(folder: pathlib.Path, config: dict[str, Any]) -> tuple[tuple[int
     return eos, settings.get("pad_token_id", eos[-1])
 
 
-def fingerprint(files: Sequence[pathlib.Path], *, blocks: int = 16, block: int = 4096) -> str:
-    """12 hex digits over names, sizes and evenly spaced blocks of files: cheap, yet sensitive to fine-tuning.
+def fingerprint(files: Sequence[pathlib.Path], *, whole: int = 64 * 2**20, every: int = 2**20) -> str:
+    """12 hex digits over the names and the bytes of files; "random" where there are none.
 
-    "random" where there are no files.
+    Of a file of more than `whole` bytes a page of 4 KiB in `every` bytes is read, which no fine-tuning leaves as it is.
     """
     if not files:
         return "random"
@@ -141,8 +141,9 @@ def fingerprint(files: Sequence[pathlib.Path], *, blocks: int = 16, block: int =
     for path in sorted(files, key=lambda path: path.name):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
+        page = 4096 if size > whole else every
         with path.open("rb") as stream:
-            for n in range(blocks):
-                stream.seek(n * max(size - block, 0) // (blocks - 1))
-                digest.update(stream.read(block))
+            for start in range(0, size, every):
+                stream.seek(start)
+                digest.update(stream.read(page))
     return digest.hexdigest()[:12]

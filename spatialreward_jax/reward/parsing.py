@@ -17,7 +17,7 @@ from spatialreward_jax.reward.types import NEUTRAL, SCORE_RANGE
 
 MODES = ("strict", "server", "bench", "no_regions")
 
-_NUMBER = r"[-+]?\d*\.?\d+"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)"  # in one way only: a second one would be tried for every number of a list
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n?```", re.DOTALL)
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _SCORE_LIST = re.compile(rf'"score"\s*:\s*\[({_NUMBER}(?:,\s*{_NUMBER})+)\]')
@@ -58,6 +58,11 @@ class Parsed:
         return 0 if self.scores is None else 2 - len(self.found[:2])
 
 
+def writable(text: str) -> str:
+    """The text with "?" for lone surrogates, which a JSON escape can name and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def parse(text: str, mode: str, *, regions: bool) -> Parsed:
     """Reads one answer. `regions`: whether it is an SC answer, which lists edited regions. Never raises on any text."""
     if mode not in MODES:
@@ -65,6 +70,7 @@ def parse(text: str, mode: str, *, regions: bool) -> Parsed:
     if mode == "no_regions":
         mode, regions = "strict", False
     parsed = {"strict": _strict, "server": _server, "bench": _bench}[mode](text, regions)
+    parsed = dataclasses.replace(parsed, reasoning=writable(parsed.reasoning))
     if parsed.scores is not None and not all(math.isfinite(score) for score in parsed.scores):
         return dataclasses.replace(parsed, scores=None, error=f"scores {list(parsed.scores)} are not finite")
     return parsed
@@ -185,7 +191,8 @@ def _filled(found: list[float], rule: str) -> Parsed:
 def _bench(text: str, regions: bool) -> Parsed:
     """The official benchmark programs' rules."""
     neutral = Parsed((NEUTRAL, NEUTRAL), "neutral")
-    body = _THINK.sub("", text).strip()
+    thought = text.rfind("</think>") + 1  # what is never closed stays, and is not searched for an end again and again
+    body = (_THINK.sub("", text[: thought + 7]) + text[thought + 7 :] if thought else text).strip()
     start, end = body.find("{"), body.rfind("}")
     if start < 0 or end < start:
         return neutral
@@ -228,4 +235,4 @@ def _region(entry: Any) -> AnsweredRegion | None:
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return None
     x1, y1, x2, y2 = (float(side) for side in box)
-    return AnsweredRegion(number, label, (x1, y1, x2, y2))
+    return AnsweredRegion(number, writable(label), (x1, y1, x2, y2))

@@ -15,7 +15,7 @@ import numpy as np
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.reward.aggregate import Aggregation
-from spatialreward_jax.reward.parsing import AnsweredRegion, parse
+from spatialreward_jax.reward.parsing import AnsweredRegion, Parsed, parse, writable
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.reward.types import Edit, Identity, Region, Score
 
@@ -38,12 +38,14 @@ class Question:
 class Reply(NamedTuple):
     """A judge's answer, the question's opening included. complete: False where it was cut off at the token limit.
 
-    expected: means of the two sub-scores that stand in for those in the text, or None.
+    expected: means of the two sub-scores that stand in for those in the text, or None. failure: why the text must not
+    be believed, even where it can be read.
     """
 
     text: str
     complete: bool = True
     expected: tuple[float, float] | None = None
+    failure: str = ""
 
 
 class Answerer(Protocol):
@@ -122,12 +124,10 @@ def read_answers(
 ) -> Score:
     """Two answers -> `Score`. size: (height, width) of the edited image; default aggregation: the published weights."""
     sc, pq = (Reply(text) if isinstance(text, str) else text for text in (sc, pq))
+    sc, pq = (reply._replace(text=writable(reply.text)) for reply in (sc, pq))
     semantic, quality = parse(sc.text, parsing, regions=True), parse(pq.text, parsing, regions=False)
     neutral = semantic.neutral + quality.neutral
-    semantic, quality = (
-        part if part.scores is None or reply.expected is None else dataclasses.replace(part, scores=reply.expected)
-        for part, reply in ((semantic, sc), (quality, pq))
-    )
+    semantic, quality = _scored(semantic, sc), _scored(quality, pq)
     errors = [
         f"{name}: {part.error}{'' if reply.complete else ' (cut off at the token limit)'}"
         for name, part, reply in (("SC", semantic, sc), ("PQ", quality, pq))
@@ -165,6 +165,15 @@ def read_answers(
         warnings=semantic.warnings + quality.warnings + _oddities(regions, semantic.reasoning),
         **text,
     )
+
+
+def _scored(part: Parsed, reply: Reply) -> Parsed:
+    """An answer with the scores that count: those in its text, their means, or none."""
+    if reply.failure:
+        return dataclasses.replace(part, scores=None, error=reply.failure)
+    if part.scores is None or reply.expected is None:
+        return part
+    return dataclasses.replace(part, scores=reply.expected)
 
 
 def pixel_region(region: AnsweredRegion, size: tuple[int, int]) -> Region:

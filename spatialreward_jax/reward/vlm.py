@@ -138,8 +138,10 @@ class VLM:
             found |= self.engine.answer(one, asked, images)
         replies = []
         for row, question in enumerate(questions):
-            text = self.processor.decode(found[row].ids)
-            replies.append(Reply(question.opening + text, found[row].finished, found[row].expected))
+            one = found[row]
+            failure = "the net gave numbers that are not finite: its weights or its precision are broken"
+            text = question.opening + self.processor.decode(one.ids)
+            replies.append(Reply(text, one.finished, one.expected, failure if one.broken else ""))
         return replies
 
     def arrays(self, questions: Sequence[Question]) -> tuple[list[Asked], list[Patches]]:

@@ -40,6 +40,9 @@ def test_answers_are_evaluated_and_compared(data):
     both = f"--compare={data}/x,{data}/y"
     refused = _run("--bench=mer", both)
     assert refused.returncode == 2 and refused.stderr.startswith("error: different judges (model: 'answers:x'")
+    identity = json.loads((data / "x/results.json").read_text())["identity"]
+    assert identity["parsing"] == "strict" and identity["aggregation"] == "as given"
+    assert identity["revision"] != json.loads((data / "y/results.json").read_text())["identity"]["revision"]
     done = _run("--bench=mer", both, "--allow_different_identity", f"--out={data}/cmp", "--resamples=100")
     assert done.returncode == 0 and "| accuracy | 1.0000 | 0.5000 | +0.5000 |" in done.stdout
     assert json.loads((data / "cmp/compare.json").read_text())["figures"]["accuracy"]["only_a"] == 1

@@ -145,3 +145,6 @@ def test_expected_scores_replace_those_of_the_text():
     assert re.search("25, 0", score.raw_sc)
     broken = read_answers(Reply("no", expected=(1.0, 2.0)), pq, (10, 10))
     assert not broken.valid
+    for other in (sc._replace(expected=(np.nan, 3.0)), sc._replace(failure="the net is broken")):
+        broken = read_answers(other, pq, (10, 10))
+        assert not broken.valid and ("finite" in broken.errors[0] or broken.errors == ("SC: the net is broken",))

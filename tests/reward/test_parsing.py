@@ -31,6 +31,24 @@ def test_strict_reads_a_well_formed_answer():
     assert strict(SC | {"edit_region": []}).regions == ()
 
 
+def test_adversarial_answers_are_read_in_time():
+    """Each of these once took longer with every further piece, up to days."""
+    numbers = ",".join(["20"] * 60)
+    assert parse(f'{{"score": [{numbers} }}', "bench", regions=False).rule == "neutral"
+    assert parse(f'{{"score": [{numbers}], }}', "bench", regions=False).scores == (20, 20)
+    assert parse("<think>" * 10_000, "bench", regions=False).rule == "neutral"
+    thought = '<think>{"score": [1, 1]}</think>{"score": [5, 6]}'
+    assert parse(thought, "bench", regions=False).scores == (5, 6)
+
+
+def test_lone_surrogates_become_question_marks():
+    answer = json.dumps(SC).replace("red hat", "red \\ud83d hat")
+    for mode in MODES:
+        parsed = parse(answer, mode, regions=True)
+        assert "A red ? hat" in parsed.reasoning and parsed.scores == (21, 17.5)
+        assert [region.label for region in parsed.regions] == ["red ? hat"] * (mode != "no_regions")
+
+
 def test_a_judge_without_regions_is_read_as_strictly():
     plain = {name: value for name, value in SC.items() if name != "edit_region"}
     assert strict(plain).scores is None

@@ -19,7 +19,7 @@ from spatialreward_jax.models.qwen3_vl import Qwen3VL, entries
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.loading import fingerprint, for_serving, load_judge
 from spatialreward_jax.reward.processor import Processor
-from spatialreward_jax.reward.protocol import Question
+from spatialreward_jax.reward.protocol import Question, read_answers
 from spatialreward_jax.reward.vlm import VLM, Decoding
 
 SMALL = Limits(batch=4)
@@ -69,6 +69,15 @@ def test_greedy_answers_equal_the_reference(golden, asked, greedy):
 def test_an_answer_depends_on_its_question_alone(asked, greedy):
     alone = [greedy.answer([question])[0] for question in asked]
     assert greedy.answer([asked[1], asked[0], asked[1]]) == [alone[1], alone[0], alone[1]]
+
+
+def test_a_net_without_finite_numbers_gives_no_answer(folder, asked):
+    """Under a grammar its answers can still be read, and would be believed."""
+    answerer = vlm(folder, Decoding(max_new_tokens=400, constrained=True, score_mode="expected"))
+    answerer.net = dataclasses.replace(answerer.net, base=jax.tree.map(lambda x: x * np.nan, answerer.net.base))
+    for reply in answerer.answer(asked):
+        assert "not finite" in reply.failure
+        assert not read_answers(reply, "", (8, 8)).valid
 
 
 def test_an_opening_is_read_after_the_question_and_kept(asked, greedy, folder):
@@ -200,5 +209,9 @@ def test_fingerprint(tmp_path):
     two.write_bytes(b"x")
     mark = fingerprint([two, one])
     assert mark == fingerprint([one, two]) and len(mark) == 12
-    one.write_bytes(bytes(50_000) + b"\1" * 50_000)
-    assert fingerprint([one, two]) != mark
+    one.write_bytes(bytes(50_001) + b"\1" + bytes(49_998))
+    assert fingerprint([one, two]) != mark, "every byte of a small file"
+    size = {"whole": 50_000, "every": 20_000}
+    mark = fingerprint([one, two], **size)
+    one.write_bytes(bytes(60_000) + b"\1" + bytes(39_999))
+    assert fingerprint([one, two], **size) != mark, "a page of each stretch of a large one"
