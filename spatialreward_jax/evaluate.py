@@ -87,6 +87,7 @@ def main(_argv) -> None:
         raise InputError(f"give one of --model, --answers and --vie_url, got {', '.join(given) or 'none'}")
     if not _MODEL.value and (_CONSTRAINED.value or _SCORE_MODE.value != "answered"):
         raise InputError("--constrained and --score_mode need --model: no other judge's answers are written here")
+    _check_flags(given[0])
     benchmark, notes = _gedit() if _BENCH.value == "gedit" else (BENCHMARKS[_BENCH.value], {})
     options = {
         "notes": notes,
@@ -108,13 +109,27 @@ def main(_argv) -> None:
         results = evaluate_answers(benchmark, _DATA.value, _OUT.value, answers, identity=identity, **options)
     else:
         judge = _judge(aggregation)
-        results = evaluate(
-            benchmark, _DATA.value, _OUT.value, judge, batch_size=_BATCH.value, report=_progress("edits"), **options
-        )
+        try:
+            results = evaluate(
+                benchmark, _DATA.value, _OUT.value, judge, batch_size=_BATCH.value, report=_progress("edits"), **options
+            )
+        except ConnectionError as error:
+            raise InputError(str(error)) from error
         if _MODEL.value:
             print(f"the judge's programs compiled: {len(judge.answerer.engine.shapes)}")
     print(report(results))
     print(f"results: {pathlib.Path(_OUT.value) / 'results.json'}")
+
+
+_OF_THE_MODEL = ("adapter", "quantize", "templates", "max_new_tokens", "pixel_policy")
+_OF_OUR_WORDING = ("parsing", "aggregation")
+
+
+def _check_flags(judge: str) -> None:
+    """Raises InputError for a flag that this kind of judge would ignore."""
+    without = {"model": (), "answers": _OF_THE_MODEL, "vie_url": _OF_THE_MODEL + _OF_OUR_WORDING}[judge]
+    if ignored := [name for name in without if flags.FLAGS[name].present]:
+        raise InputError(f"--{ignored[0]} has no effect on a judge given by --{judge}: leave it out")
 
 
 def _judge(aggregation: Aggregation) -> Judge:
@@ -165,10 +180,11 @@ def _gedit() -> tuple[Benchmark, dict]:
             identity={"path": _EDITOR.value, "adapter": _EDITOR_ADAPTER.value, "weights": weights},
             language=_LANGUAGE.value,
             samples=_SAMPLES.value,
+            limit=_LIMIT.value,
             report=lambda done, total: say(done, total, done),
         )
     made = folder / "generation.json"
-    notes = {"images": json.loads(made.read_text()) if made.is_file() else str(folder), "samples": _SAMPLES.value}
+    notes = {"images": gedit.read_settings(made) if made.is_file() else str(folder), "samples": _SAMPLES.value}
     return gedit.benchmark(folder, language=_LANGUAGE.value, samples=_SAMPLES.value), notes
 
 
@@ -186,15 +202,17 @@ def _compare() -> None:
 
 
 def _progress(noun: str) -> Callable[[int, int, int], None]:
-    """-> say(rows done, rows in all, things done); the time left counts from the first call: a resumed run is fair."""
+    """-> say(rows done, rows in all, things done); the first call, before any work, starts the clock."""
     from spatialreward_jax.reporting.progress import Progress
 
     bar = None
 
     def say(done: int, total: int, things: int) -> None:
         nonlocal bar
-        bar = bar or Progress(total, start=done - 1)
-        bar.step(done, {noun: things})
+        if bar is None:
+            bar = Progress(total, start=done)
+        else:
+            bar.step(done, {noun: things})
 
     return say
 

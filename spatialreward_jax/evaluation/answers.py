@@ -56,8 +56,8 @@ def read_answers(
             record = _loads(entry) if key is None else entry
             key = str(record["key"]) if key is None else key
             verdict = _verdict(record, parsing, aggregation)
-        except (InputError, KeyError, TypeError, ValueError) as error:
-            answers.broken.append(Broken(where, f"{type(error).__name__}: {error}"))
+        except (InputError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            answers.broken.append(Broken(where, f"{type(error).__name__}: {error}"[:200]))
             continue
         if key in answers.verdicts:
             answers.duplicates.append(key)
@@ -90,14 +90,20 @@ def _aggregated(verdict: Verdict, aggregation: Aggregation) -> Verdict:
 
 
 def _official(path: pathlib.Path) -> list[tuple[str, str, dict]]:
+    objects: list[list[tuple[str, Any]]] = []  # as pairs, so that a key that stands twice is seen; the whole comes last
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        objects[:] = [pairs]
+        return dict(pairs)
+
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        results = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=keep)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(results, dict):
         raise InputError(f"{path}: want an object of results by key, got {type(results).__name__}")
     entries = []
-    for key, result in results.items():
+    for key, result in objects[0]:
         scores = result.get("scores") if isinstance(result, dict) else None
         if isinstance(scores, list):
             ident = f"{len(scores)}pair/{key}"

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict
+from spatialreward_jax.evaluation.rows import count_rows, data_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Benchmark:
         figures: the first one is the headline.
         tables: see `Table`.
         grid: labels of the rows on which aggregation weights may be searched; None where rows compare nothing.
+        count: data folder or file -> how many rows `rows` will give, cheaply.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Benchmark:
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
     grid: Mapping[str, str] | None = None
+    count: Callable[[pathlib.Path], int] = lambda data: sum(map(count_rows, data_files(data)))
 
     def outcome(self, case: Case, verdicts: Mapping[str, Verdict]) -> Outcome:
         """Verdicts by key -> what the row came to."""

@@ -19,7 +19,8 @@ def read_results(path: str | pathlib.Path) -> dict:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no result file ({error}): give the results.json of an evaluation") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
+    needed = {"benchmark", "data", "identity", "cases"}
+    if not isinstance(results, dict) or results.get("format") != FORMAT or not needed <= results.keys():
         raise InputError(f"{path} is no result file of format {FORMAT}: evaluate again")
     return results
 

@@ -26,19 +26,11 @@ _GROUP_OF = {task: group for group, tasks in GROUPS.items() for task in tasks}
 
 def rows(data: str | pathlib.Path) -> Iterator[Row | Broken]:
     """The rows of all files below `data`. A case's id is `{task}/{dimension}/{key 1}/{key 2}`."""
-    for path in layout.data_files(data):
-        for index, row in layout.read_rows(path):
-            if isinstance(row, Broken):
-                yield row
-                continue
-            try:
-                yield _row(row, path.parent)
-            except InputError as error:
-                yield Broken(f"{path.name}[{index}]", str(error))
+    return layout.usable(layout.data_files(data), _row)
 
 
-def _row(row: Mapping[str, Any], folder: pathlib.Path) -> Row:
-    keys = layout.field(row, "key")
+def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:
+    folder, keys = path.parent, layout.field(row, "key")
     if not isinstance(keys, list | tuple) or len(keys) != 2 or len(set(map(str, keys))) != 2:
         raise InputError(f"key is {keys!r}: want two different ones")
     dimension, task = layout.text(row, "dimension"), layout.text(row, "task_type")

@@ -7,9 +7,12 @@ framework's own script writes them, so that images made elsewhere can be scored 
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,7 +23,7 @@ from PIL import Image
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import rows as layout
 from spatialreward_jax.evaluation.benchmark import Benchmark, Figure, Table
-from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict
+from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, check_text
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.reward.types import SCORE_RANGE, Edit
 
@@ -60,24 +63,22 @@ def requests(data: str | pathlib.Path, language: str = "en") -> Iterator[Request
     index = -1
     for path in layout.data_files(data):
         for number, row in layout.read_rows(path):
-            if isinstance(row, Broken):
-                yield row
-                continue
-            if row.get("instruction_language", "en") != language:
-                continue
-            index += 1
-            try:
-                yield _request(row, index, language, path.parent)
-            except InputError as error:
-                yield Broken(f"{path.name}[{number}]", str(error))
+            if not isinstance(row, Broken):
+                if row.get("instruction_language", "en") != language:
+                    continue
+                index += 1
+            make = functools.partial(_request, index, language)
+            yield layout.attempt(make, row, path, f"{path.name}[{number}]")
 
 
-def _request(row: Mapping[str, Any], index: int, language: str, folder: pathlib.Path) -> Request:
+def _request(index: int, language: str, row: Mapping[str, Any], path: pathlib.Path) -> Request:
+    folder = path.parent
     key, group = str(layout.field(row, "key")), layout.text(row, "task_type")
     if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in (key, group)):
         raise InputError(f"key {key!r} and task_type {group!r} must be plain file names")
     source = layout.image(layout.field(row, "input_image"), folder)
     instruction = layout.text(row, "instruction")
+    check_text(key, group, instruction)
     return Request(index, key, group, language, instruction, source, bool(row.get("Intersection_exist", False)))
 
 
@@ -89,19 +90,35 @@ def generate(
     identity: Mapping[str, Any],
     language: str = "en",
     samples: int = 1,
+    limit: int | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> list[Broken]:
     """Edits every request that has no result yet; settings are pinned in `folder/generation.json`.
 
     As in the framework: sides floored to multiples of 16 (bicubic) before editing, results resized back (bicubic),
-    seed = row index + sample * number of rows. A kill leaves no half image. `report` is called with (done, total).
+    seed = row index + sample * number of rows. A kill leaves no half image.
+
+    Args:
+      data: the data set. editor: edits. folder: of the images. language: of the requests. samples: images of each.
+      identity: of the editor.
+      limit: the first requests only.
+      report: called with (done, total), the first time before any work.
+
     Returns the requests that could not be edited. Raises InputError if `folder` holds results of other settings.
     """
-    usable = [not isinstance(request, Broken) for request in requests(data, language)]
-    total, rows = sum(usable), len(usable)
-    _pin(folder, {"preset": PRESET, "language": language, "rows": rows, "editor": dict(identity)})
-    broken, done = [], 0
+    from spatialreward_jax.flow.presets import PRESETS  # here: images made before are scored without jax
+
+    usable, digest = [], hashlib.blake2b(digest_size=6)
     for request in requests(data, language):
+        usable.append(not isinstance(request, Broken))
+        digest.update(_asked(request) if usable[-1] else request.why.encode())
+    total, rows = sum(usable[:limit]), len(usable)
+    pinned = {"preset": PRESET, "sampling": plain(PRESETS[PRESET]), "language": language, "rows": rows}
+    _pin(folder, json.loads(json.dumps(pinned | {"data": digest.hexdigest(), "editor": dict(identity)})))
+    broken, done = [], 0
+    if report:
+        report(done, total)
+    for request in itertools.islice(requests(data, language), limit):
         if isinstance(request, Broken):
             broken.append(request)
             continue
@@ -116,6 +133,13 @@ def generate(
         if report:
             report(done, total)
     return broken
+
+
+def _asked(request: Request) -> bytes:
+    """What a result depends on: the instruction and the source, a path by its name and size."""
+    source = request.source
+    shown = source if isinstance(source, bytes) else f"{source.name}:{source.stat().st_size}".encode()
+    return f"{request.key}:{request.instruction}:".encode() + shown
 
 
 def _edit(editor: Editor, request: Request, seed: int) -> np.ndarray:
@@ -133,13 +157,28 @@ def _pin(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
     path = folder / "generation.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        write_settings(path, settings)
         return
-    was = json.loads(path.read_text())
+    was = read_settings(path)
     changed = sorted(k for k in was | settings if was.get(k) != settings.get(k))
     if changed:
         differing = ", ".join(f"{name}: {was.get(name)!r}" for name in changed)
         raise InputError(f"{folder} holds images of other settings ({differing}): choose another --out")
+
+
+def write_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+    """What `write_settings` wrote. Raises InputError for a damaged file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): choose another folder, or remove this one") from error
 
 
 def plain(identity: Any) -> Any:
@@ -158,6 +197,7 @@ def benchmark(folder: str | pathlib.Path, *, language: str = "en", samples: int 
     return Benchmark(
         name="gedit",
         rows=rows,
+        count=lambda data: sum(1 for _ in requests(data, language)),
         values=values,
         right_or_wrong=(),
         figures=tuple(Figure(metric, metric, strata="group") for metric in (*_METRICS, "judge")),

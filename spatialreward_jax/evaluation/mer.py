@@ -23,16 +23,7 @@ _RIGHT_OR_WRONG = ("correct", "top1", "top2")
 
 def rows(data: str | pathlib.Path) -> Iterator[Row | Broken]:
     """The rows of every split below `data`. Keys are `{n}pair/{pair_id}/{place}`: ids may repeat across splits."""
-    for path in layout.data_files(data):
-        for index, row in layout.read_rows(path):
-            where = f"{path.name}[{index}]"
-            if isinstance(row, Broken):
-                yield row
-                continue
-            try:
-                yield _row(row, path)
-            except InputError as error:
-                yield Broken(where, str(error))
+    return layout.usable(layout.data_files(data), _row)
 
 
 def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:

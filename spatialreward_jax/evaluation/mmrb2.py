@@ -22,26 +22,20 @@ _PLACEHOLDER = re.compile(r"\s*<image_\d+>\s*")
 
 def rows(data: str | pathlib.Path) -> Iterator[Row | Broken]:
     """The rows of `edit.json` or of the parquet files below `data`. Keys are `{id}_A` and `{id}_B`."""
-    for path in _files(pathlib.Path(data)):
-        for index, row in layout.read_rows(path):
-            if isinstance(row, Broken):
-                yield row
-                continue
-            try:
-                yield _row(row, path.parent)
-            except InputError as error:
-                yield Broken(f"{path.name}[{index}]", str(error))
+    return layout.usable(files(data), _row)
 
 
-def _files(data: pathlib.Path) -> list[pathlib.Path]:
+def files(data: str | pathlib.Path) -> list[pathlib.Path]:
     """The benchmark has four tasks side by side; take the edit task's files where names tell."""
+    data = pathlib.Path(data)
     if (data / "edit.json").is_file():
         return [data / "edit.json"]
-    files = layout.data_files(data)
-    return [path for path in files if "edit" in f"{path.parent.name}/{path.name}"] or files
+    found = layout.data_files(data)
+    return [path for path in found if "edit" in f"{path.parent.name}/{path.name}"] or found
 
 
-def _row(row: Mapping[str, Any], folder: pathlib.Path) -> Row:
+def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:
+    folder = path.parent
     ident = str(layout.field(row, "id", "pair_id"))
     chosen = layout.text(row, "chosen", "human_preference").strip().upper()
     if chosen not in ("A", "B"):
@@ -103,6 +97,7 @@ def values(case: Case, verdicts: Sequence[Verdict]) -> Mapping[str, float] | Non
 MMRB2 = Benchmark(
     name="mmrb2",
     rows=rows,
+    count=lambda data: sum(map(layout.count_rows, files(data))),
     values=values,
     right_or_wrong=("correct",),
     figures=(Figure("accuracy", "correct"),),

@@ -14,6 +14,15 @@ _SUB_SCORES = ("success", "no_overedit", "naturalness", "artifact_free")
 _NUMBERS = ("overall", *_SUB_SCORES)
 
 
+def check_text(*texts: str) -> None:
+    """Raises InputError for text that no file can hold: a lone surrogate, which a JSON escape can name."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{ascii(text)[:80]} is no text: a lone surrogate at character {error.start}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One row of a benchmark, without its images.
@@ -33,6 +42,9 @@ class Case:
     cluster: str
     truth: tuple[tuple[Box, ...] | None, ...] = ()
 
+    def __post_init__(self):
+        check_text(self.id, *self.keys, *self.labels.values(), self.cluster)
+
     def true_boxes(self, index: int) -> tuple[Box, ...] | None:
         """True edit regions of edit `index`, or None where they are not known."""
         return self.truth[index] if index < len(self.truth) else None
@@ -44,6 +56,9 @@ class Row:
 
     case: Case
     edits: tuple[Edit, ...]
+
+    def __post_init__(self):
+        check_text(*(edit.instruction for edit in self.edits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +142,15 @@ def _number(value: Any, name: str, bounded: bool) -> float | None:
     return float(value)
 
 
+def box_of(sides: Any) -> Box:
+    """Four finite numbers as a box. Raises InputError for anything else."""
+    box = tuple(map(float, sides)) if isinstance(sides, list | tuple) else ()
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise InputError(f"a box is {str(sides)[:80]}: want four finite numbers")
+    return box
+
+
 def _regions(record: Mapping[str, Any]) -> dict[str, Any]:
     regions = record.get("regions") or []
-    boxes = tuple(tuple(float(v) for v in region["bbox_2d"]) for region in regions)
+    boxes = tuple(box_of(region["bbox_2d"]) for region in regions)
     return {"boxes": boxes, "flagged": sum(bool(region.get("flags")) for region in regions)}

@@ -4,12 +4,15 @@ Images stay what they are, a path or the bytes of a file, until somebody needs t
 """
 
 import json
+import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.evaluation.records import Box, Broken
+from spatialreward_jax.evaluation.records import Box, Broken, box_of
+
+Made = TypeVar("Made")
 
 _SUFFIXES = (".parquet", ".jsonl", ".json")
 _BATCH = 8  # rows of a parquet file held at a time: images make rows heavy
@@ -36,18 +39,44 @@ def count_rows(path: pathlib.Path) -> int:
     return len(_json_rows(path))
 
 
+def usable(
+    paths: Sequence[pathlib.Path], make: Callable[[Mapping[str, Any], pathlib.Path], Made]
+) -> Iterator[Made | Broken]:
+    """What `make(row, path)` reads out of every row of some files; see `attempt`."""
+    for path in paths:
+        for index, row in read_rows(path):
+            yield attempt(make, row, path, f"{path.name}[{index}]")
+
+
+def attempt(
+    make: Callable[[Mapping[str, Any], pathlib.Path], Made],
+    row: Mapping[str, Any] | Broken,
+    path: pathlib.Path,
+    where: str,
+) -> Made | Broken:
+    """`make(row, path)`; whatever a published row may hold, one that cannot be used comes as `Broken`, never raises."""
+    if isinstance(row, Broken):
+        return row
+    try:
+        return make(row, path)
+    except InputError as error:
+        return Broken(where, str(error))
+    except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        return Broken(where, _short(error))
+
+
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any] | Broken]]:
-    """-> (index, row) for each row of a file; a line that is no JSON object comes as `Broken`."""
+    """-> (index, row) for each row of a file; what cannot be read comes as `Broken`.
+
+    Behind a damaged page of a parquet file nothing is read: one `Broken` stands for the rest.
+    """
     if path.suffix == ".parquet":
-        index = 0
-        for batch in _parquet(path).iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
-                yield index, row
-                index += 1
+        yield from enumerate(_parquet_rows(path))
     elif path.suffix == ".jsonl":
         with open(path, encoding="utf-8", errors="replace") as lines:
-            for index, line in enumerate(line for line in lines if line.strip()):
-                yield index, _object(line, f"{path.name}:{index + 1}")
+            numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+            for index, (number, line) in enumerate(numbered):
+                yield index, _object(line, f"{path.name}:{number}")
     else:
         yield from enumerate(_json_rows(path))
 
@@ -83,9 +112,9 @@ def image(cell: Any, folder: pathlib.Path) -> bytes | pathlib.Path:
     if isinstance(cell, str | pathlib.Path) and str(cell):
         name = pathlib.PurePosixPath(cell).name  # lists made on another machine: look for the file beside the list
         for path in (folder / cell, folder / name, folder / "images" / name):
-            if path.is_file():
+            if os.path.isfile(path):  # False, too, for what cannot be a path
                 return path
-        raise InputError(f"no image file at {folder / cell}")
+        raise InputError(f"no image file at {str(folder / cell)[:200]}")
     raise InputError(f"an image is {type(cell).__name__}: want bytes, a path, or an object with bytes or path")
 
 
@@ -102,9 +131,9 @@ def truth_boxes(row: Mapping[str, Any], count: int) -> tuple[tuple[Box, ...] | N
     cells = row.get("edit_regions")
     if cells is None:
         return ()
-    if len(cells) != count:
-        raise InputError(f"edit_regions holds {len(cells)} lists for {count} edited images")
-    return tuple(None if boxes is None else tuple(tuple(map(float, box)) for box in boxes) for boxes in cells)
+    if not isinstance(cells, list | tuple) or len(cells) != count:
+        raise InputError(f"edit_regions is {str(cells)[:80]}: want a list of boxes for each of {count} edited images")
+    return tuple(None if boxes is None else tuple(map(box_of, boxes)) for boxes in cells)
 
 
 def _parquet(path: pathlib.Path):
@@ -118,19 +147,41 @@ def _parquet(path: pathlib.Path):
         ) from error
 
 
+def _parquet_rows(path: pathlib.Path) -> Iterator[Mapping[str, Any] | Broken]:
+    index = 0
+    try:
+        for batch in _parquet(path).iter_batches(batch_size=_BATCH):
+            for place in range(batch.num_rows):
+                yield _decoded(batch.slice(place, 1), f"{path.name}[{index}]")
+                index += 1
+    except (OSError, ValueError) as error:
+        yield Broken(f"{path.name}[{index}] and what follows", _short(error))
+
+
+def _decoded(row: Any, where: str) -> Mapping[str, Any] | Broken:
+    try:
+        return row.to_pylist()[0]
+    except ValueError as error:  # text that is not UTF-8
+        return Broken(where, _short(error))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
 def _object(line: str, where: str) -> Mapping[str, Any] | Broken:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Broken(where, f"no JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        return Broken(where, f"no JSON: {_short(error)}")
     return row if isinstance(row, dict) else Broken(where, f"want a JSON object, got {type(row).__name__}")
 
 
 def _json_rows(path: pathlib.Path) -> list:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {_short(error)}") from error
     rows = rows.get("pairs", rows.get("data")) if isinstance(rows, dict) else rows
     if not isinstance(rows, list):
         raise InputError(f"{path}: want a list of rows, or an object with a list under pairs or data")

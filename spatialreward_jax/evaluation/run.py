@@ -1,14 +1,12 @@
 """One evaluation from rows to result files, with a judge or with answers that lie there already."""
 
 import itertools
-import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.evaluation import gedit, rows
+from spatialreward_jax.evaluation import gedit
 from spatialreward_jax.evaluation.answers import Answers
 from spatialreward_jax.evaluation.benchmark import Benchmark
 from spatialreward_jax.evaluation.compare import identity_differences
@@ -40,7 +38,8 @@ def evaluate(
     `finish`. Returns the results. Raises InputError for unreadable data, and if `out` belongs to another evaluation.
     """
     data, out = pathlib.Path(data), pathlib.Path(out)
-    total = sum(map(rows.count_rows, rows.data_files(data)))
+    _check_search(benchmark, options.get("search", False))
+    total = benchmark.count(data)
     total = min(total, limit) if limit else total
     identity = gedit.plain(judge.identity)
     _manifest(out, {"benchmark": benchmark.name, "identity": identity, "limit": limit})
@@ -62,8 +61,9 @@ def evaluate_answers(
     **options,
 ) -> dict:
     """Like `evaluate` for answers read by `answers.read_answers`; `identity` names their judge."""
+    _check_search(benchmark, options.get("search", False))
     data, out = pathlib.Path(data), pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     scan = Scan()
     for _ in scan.edits(itertools.islice(benchmark.rows(data), limit)):
         pass
@@ -96,22 +96,36 @@ def finish(
     resamples, seed = resampling
     results = summarize(benchmark, scan, verdicts, identity=identity, resamples=resamples, seed=seed, notes=notes)
     if search:
-        grid = grid_search(benchmark, scan.cases, verdicts)
-        write_grid(out, grid)
-        results["grid_search"] = grid["best"]
+        try:
+            grid = grid_search(benchmark, scan.cases, verdicts)
+        except InputError as error:  # what was scored is kept whatever can be searched in it
+            results["notes"] = {**results["notes"], "no grid search": str(error)}
+        else:
+            write_grid(out, grid)
+            results["grid_search"] = grid["best"]
     write_results(out, results)
     return results
 
 
+def _check_search(benchmark: Benchmark, search: bool) -> None:
+    if search and benchmark.grid is None:
+        raise InputError(f"--grid_search: rows of {benchmark.name} compare nothing, no weights can be searched there")
+
+
 def _manifest(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Pins what an output folder is for; a restart with other settings is refused."""
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     path = out / "manifest.json"
     if path.exists():
-        was = json.loads(path.read_text(encoding="utf-8"))
+        was = gedit.read_settings(path)
         if changed := identity_differences(was, settings):
             raise InputError(f"{out} belongs to another evaluation ({'; '.join(changed)}): choose another --out")
         return
-    partial = path.with_name(".manifest.json.part")
-    partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    gedit.write_settings(path, settings)
+
+
+def _make(out: pathlib.Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made a folder ({error.strerror}): choose another --out") from error

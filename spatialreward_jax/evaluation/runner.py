@@ -86,30 +86,34 @@ def score_rows(
 ) -> tuple[Scan, dict[str, Verdict]]:
     """Scores every edit that `path` does not hold yet. -> (the rows, verdicts by key).
 
-    `report` is called with (rows read, edits scored) after each batch. The next batch's images are read while the
-    judge works. An unreadable image is noted in the file and the run goes on; any other failure of the judge stops
-    it, with all batches before it kept. Raises InputError if `path` holds answers to other rows.
+    `report` is called with (rows scored, edits scored) before the first batch and after each. The next batch's images
+    are read while the judge works. An unreadable image is noted in the file and the run goes on; any other failure of
+    the judge stops it, with all batches before it kept. Raises InputError if `path` holds answers to other rows.
     """
     scan, verdicts = Scan(), {}
     stored = _Answers(path)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        chunks = _chunks(scan.edits(rows), batch_size)
-        pending = None
-        for chunk in chunks:
+        say = report or (lambda rows, edits: None)
+        done, pending = 0, None
+
+        def finish(batch: concurrent.futures.Future, rows: int) -> None:
+            verdicts.update(stored.append(_score(judge, batch.result())))
+            say(rows, len(verdicts))
+
+        for chunk in _chunks(scan.edits(rows), batch_size):
             if (kept := stored.take([key for key, _ in chunk])) is not None:
                 verdicts.update(kept)
+                done = scan.rows
                 continue
-            following = reader.submit(_read, chunk)
+            following = reader.submit(_read, chunk), scan.rows
             if pending:
-                verdicts.update(stored.append(_score(judge, pending.result())))
-                if report:
-                    report(scan.rows, len(verdicts))
+                finish(*pending)
+            else:
+                say(done, len(verdicts))
             pending = following
         if pending:
-            verdicts.update(stored.append(_score(judge, pending.result())))
+            finish(pending[0], scan.rows)
         stored.close(verdicts)
-    if report:
-        report(scan.rows, len(verdicts))
     return scan, verdicts
 
 

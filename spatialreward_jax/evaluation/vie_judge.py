@@ -22,6 +22,7 @@ from PIL import Image
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import png_bytes, read_image
 from spatialreward_jax.reward.aggregate import Aggregation
+from spatialreward_jax.reward.parsing import writable
 from spatialreward_jax.reward.types import SCORE_RANGE, Edit, Identity, Score
 
 SEMANTIC_PROMPT = """Judge how well an image edit carries out a request. The original comes first, the edit last.
@@ -36,6 +37,14 @@ QUALITY_PROMPT = """Judge the technical quality of this image, whatever it shows
 2. Cleanness: 0 if distortions, noise, smears, watermarks or malformed parts cover it, 10 if there are none.
 Answer with one JSON object and nothing else: {"reasoning": "<at most two sentences>", "score": [natural, clean]}"""
 _RETRY = (408, 409, 429, 500, 502, 503, 504)
+_NOT_US = (401, 403, 404)  # a wrong key, address or model: no question would be answered
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why an endpoint does not answer one question."""
+
+    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,10 @@ class VIEJudge:
     timeout: float = 120.0
     pause: float = 2.0
 
+    def __post_init__(self):
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"--vie_url={self.url}: want an address like http://localhost:8000/v1")
+
     @property
     def identity(self) -> Identity:
         """The endpoint's model and our wording; the weights behind an endpoint cannot be hashed."""
@@ -68,7 +81,9 @@ class VIEJudge:
         return Identity(self.model, "", f"vie-{wording}", "edited resized to source", "strict", "min", decoding)
 
     def score(self, edits: list[Edit]) -> list[Score]:
-        """One score per edit, invalid where an answer cannot be read; an endpoint that cannot be reached is an error.
+        """One score per edit, invalid where an answer cannot be read or the endpoint refuses the question.
+
+        Raises ConnectionError for an endpoint that cannot be reached, or that refuses us.
 
         The edited image is resized (bicubic) to the size of the source, as in the framework's GEdit script.
         """
@@ -79,7 +94,7 @@ class VIEJudge:
             answers = list(pool.map(self._ask, questions))
         return [_read(answers[2 * i], answers[2 * i + 1]) for i in range(len(edits))]
 
-    def _ask(self, content: list[dict]) -> str:
+    def _ask(self, content: list[dict]) -> "str | Refusal":
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
@@ -96,11 +111,14 @@ class VIEJudge:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return str(json.loads(response.read())["choices"][0]["message"]["content"] or "")
+                    return writable(str(json.loads(response.read())["choices"][0]["message"]["content"] or ""))
             except urllib.error.HTTPError as error:
                 why = f"HTTP {error.code}"
+                if error.code in _NOT_US:
+                    hint = f"check --vie_url, --vie_model and the key in {self.key_variable}"
+                    raise ConnectionError(f"{self.url} refuses us ({why}): {hint}") from error
                 if error.code not in _RETRY:
-                    break
+                    return Refusal(f"the endpoint refuses the question ({why})")
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 why = f"{type(error).__name__}: {error}"
         raise ConnectionError(
@@ -127,11 +145,13 @@ def _text(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def _read(semantic: str, quality: str) -> Score:
+def _read(semantic: str | Refusal, quality: str | Refusal) -> Score:
     """Two answers -> a score on the 0..25 scale of sub-scores; invalid unless both hold two marks in 0..10."""
     parts, errors, reasons = [], [], []
     for name, text in (("SC", semantic), ("PQ", quality)):
         try:
+            if isinstance(text, Refusal):
+                raise InputError(text.why)
             marks, reason = _marks(text)
         except InputError as error:
             errors.append(f"{name}: {error}")
@@ -139,7 +159,8 @@ def _read(semantic: str, quality: str) -> Score:
         parts.append([mark * SCORE_RANGE / 10 for mark in marks])
         reasons.append(reason)
     if errors:
-        return Score(False, errors=tuple(errors), raw_sc=semantic, raw_pq=quality)
+        said = ["" if isinstance(text, Refusal) else text for text in (semantic, quality)]
+        return Score(False, errors=tuple(errors), raw_sc=said[0], raw_pq=said[1])
     overall = Aggregation("min")(*parts)
     return Score(
         True,
@@ -162,10 +183,10 @@ def _marks(text: str) -> tuple[list[float], str]:
     start, end = text.find("{"), text.rfind("}")
     try:
         answer: Any = json.loads(text[start : end + 1]) if 0 <= start < end else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"no JSON object: {error}") from error
     marks = answer.get("score") if isinstance(answer, dict) else None
     good = isinstance(marks, list) and len(marks) == 2
     if not good or any(isinstance(m, bool) or not isinstance(m, int | float) or not 0 <= m <= 10 for m in marks):
         raise InputError(f"want two marks in 0..10 under score, got {marks!r}")
-    return [float(mark) for mark in marks], str(answer.get("reasoning", ""))
+    return [float(mark) for mark in marks], writable(str(answer.get("reasoning", "")))

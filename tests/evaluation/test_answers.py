@@ -104,6 +104,30 @@ def test_numbers_are_aggregated_anew_when_asked(tmp_path):
     assert [(line.where, "the min aggregation needs" in line.why) for line in found.broken] == [("a.jsonl:2", True)]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "a", "overall": 1' + "0" * 400 + "}",
+        '{"key": "a", "overall": 1, "neutral": 1e999}',
+        "[" * 100_000,
+        '{"key": "a", "overall": 1, "regions": [{"bbox_2d": [1, 2, 3]}]}',
+        '{"key": "a", "overall": 1, "regions": [{"bbox_2d": [1, 2, 3, 1e999]}]}',
+    ],
+    ids=["large number", "infinity", "deep", "three sides", "an infinite side"],
+)
+def test_a_line_that_cannot_be_used_is_told(tmp_path, line):
+    write_jsonl(tmp_path / "a.jsonl", [line, {"key": "b", "overall": 2}])
+    found = read_answers(tmp_path / "a.jsonl")
+    assert list(found.verdicts) == ["b"]
+    assert [entry.where for entry in found.broken] == ["a.jsonl:1"] and len(found.broken[0].why) <= 200
+
+
+def test_keys_that_stand_twice_in_an_official_file(tmp_path):
+    (tmp_path / "r.json").write_text('{"p": {"scores": [9, 3]}, "p": {"scores": [1, 9]}}')
+    found = read_answers(tmp_path / "r.json")
+    assert found.verdicts["2pair/p/0"].overall == 9 and found.duplicates == ["2pair/p/0", "2pair/p/1"]
+
+
 def test_official_result_files(tmp_path):
     results = {
         "k1": {"scores": {"prompt_following": 8.0, "consistency": 6.0, "overall": 7.0}},
@@ -155,6 +179,11 @@ def test_compare_refuses_other_data_and_other_benchmarks(data, tmp_path):
         compare(a, a, BENCHMARKS["mmrb2"])
     with pytest.raises(InputError, match="no result file"):
         read_results(tmp_path / "nowhere")
+    (tmp_path / "results.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="no result file"):
+        read_results(tmp_path)
+    with pytest.raises(InputError, match="cannot be made a folder"):
+        evaluate(MER, data, tmp_path / "results.json", StandInJudge())
 
 
 def test_grid_search_by_hand():
@@ -183,6 +212,13 @@ def test_grid_search_by_hand():
 def test_grid_search_needs_sub_scores():
     with pytest.raises(InputError, match="found none"):
         grid_search(MER, [Case("1", ("p", "q"), {}, "")], {"p": Verdict(True, 5), "q": Verdict(True, 4)})
+
+
+def test_results_are_written_where_nothing_can_be_searched(data, tmp_path):
+    answers = _answers(tmp_path / "b.jsonl", [(9, 1)] * 6)
+    results = evaluate_answers(MER, data, tmp_path / "out", answers, identity={}, search=True)
+    assert "found none" in results["notes"]["no grid search"] and "grid_search" not in results
+    assert (tmp_path / "out/report.md").is_file()
 
 
 def test_grid_search_is_written(data, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from evaluation_data import StandInJudge, cell, mer_row, picture, write_jsonl, write_parquet
 
@@ -245,6 +246,68 @@ class _Editor:
     def edit(self, source, instruction, *, preset, seed):
         self.calls.append((source.shape, instruction, preset, seed))
         return [np.full(source.shape, 40 + 10 * seed, np.uint8)]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"edited_images": ["iVBOR" + "A" * 5000] * 2},
+        {"instruction": "do \ud83d"},
+        {"pair_id": "\ud83d"},
+        {"label": "\ud83d"},
+        {"edit_regions": 5},
+        {"edit_regions": [[["a", 1, 2, 3]], []]},
+        {"edit_regions": [[[1, 2, 3]], []]},
+        "[" * 100_000,
+        '{"pair_id": 1' + "0" * 5000 + "}",
+    ],
+    ids=str,
+)
+def test_whatever_a_row_holds_the_others_are_evaluated(tmp_path, broken):
+    (tmp_path / "p.png").write_bytes(picture(20))
+    row = {"instruction": "do", "original_image": "p.png", "edited_images": ["p.png", "p.png"]}
+    rows = [row | {"pair_id": "a"}, "", row | {"pair_id": "b"} | broken if isinstance(broken, dict) else broken]
+    write_jsonl(tmp_path / "2pair.jsonl", [*rows, row | {"pair_id": "c"}])
+    results = evaluate(BENCHMARKS["mer"], tmp_path / "2pair.jsonl", tmp_path / "out", StandInJudge())
+    assert results["counts"]["ok"] == 2
+    assert results["problems"]["broken rows"]["count"] == 1
+    where = results["problems"]["broken rows"]["first"][0]
+    assert where.startswith("2pair.jsonl[1]" if isinstance(broken, dict) else "2pair.jsonl:3") and len(where) < 300
+
+
+def test_a_damaged_page_costs_the_rows_behind_it(tmp_path):
+    path = tmp_path / "2pair.parquet"
+    write_parquet(path, [mer_row(f"{i}", [20, 10]) for i in range(30)])
+    page = pyarrow.parquet.read_metadata(path).row_group(10).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[page : page + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    results = evaluate(BENCHMARKS["mer"], path, tmp_path / "out", StandInJudge())
+    assert 0 < results["counts"]["ok"] <= 20
+    assert "and what follows" in results["problems"]["broken rows"]["first"][-1]
+
+
+def test_mmrb2_counts_the_rows_that_it_reads(tmp_path):
+    (tmp_path / "edit.json").write_text('{"pairs": [{}, {}]}')
+    (tmp_path / "info.json").write_text('{"version": 1}')
+    assert BENCHMARKS["mmrb2"].count(tmp_path) == 2
+
+
+def test_gedit_makes_what_will_be_scored(tmp_path):
+    write_parquet(tmp_path / "data" / "train-0.parquet", _gedit_rows())
+    editor, said = _Editor(), []
+    report = lambda *numbers: said.append(numbers)
+    gedit.generate(tmp_path / "data", editor, tmp_path / "images", identity=NAME, limit=1, report=report)
+    assert len(editor.calls) == 1 and said == [(0, 1), (1, 1)]
+    assert gedit.benchmark(tmp_path / "images").count(tmp_path / "data") == 3, "one language"
+    pinned = tmp_path / "images/generation.json"
+    assert json.loads(pinned.read_text())["sampling"]["steps"] == 50
+    write_parquet(tmp_path / "data" / "train-0.parquet", [row | {"instruction": "other"} for row in _gedit_rows()])
+    with pytest.raises(InputError, match="images of other settings \\(data"):
+        gedit.generate(tmp_path / "data", editor, tmp_path / "images", identity=NAME)
+    pinned.write_text(pinned.read_text()[:40])
+    with pytest.raises(InputError, match="is damaged"):
+        gedit.generate(tmp_path / "data", editor, tmp_path / "images", identity=NAME)
 
 
 def test_gedit_generation_resumes_and_pins_its_settings(tmp_path):

@@ -119,6 +119,8 @@ def test_progress_counts_rows_and_edits(data, tmp_path):
     assert said[-1] == (9, 9, 18)
     assert [edits for _, _, edits in said] == sorted(edits for _, _, edits in said)
     assert all(rows <= total == 9 for rows, total, _ in said)
+    assert said[0] == (0, 9, 0), "before any work, where the clock starts"
+    assert all(edits >= 2 * (rows - 1) for rows, _, edits in said), "rows that were only read are not done"
 
 
 _SLOW_RUN = """

@@ -1,6 +1,7 @@
 """The VIEScore judge against a local stand-in endpoint."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import threading
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from evaluation_data import cell, write_parquet
 
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import evaluate, gedit
 from spatialreward_jax.evaluation.vie_judge import VIEJudge
 from spatialreward_jax.io.images import write_png
@@ -84,12 +86,26 @@ def test_a_refusing_endpoint_is_an_error():
     assert len(seen) == 2
 
 
+def test_a_refused_question_is_an_invalid_answer_and_the_rest_goes_on():
+    refuse = lambda body, n: (400, "") if "forbidden" in json.dumps(body) else _marks(body, n)
+    with _endpoint(refuse) as (url, _):
+        bad, good = VIEJudge(url, "m", workers=1).score(
+            [dataclasses.replace(_edit(), instruction="forbidden"), _edit()]
+        )
+    assert good.valid and not bad.valid and bad.errors == ("SC: the endpoint refuses the question (HTTP 400)",)
+
+
+def test_an_address_without_a_scheme_is_refused():
+    with pytest.raises(InputError, match="want an address like"):
+        VIEJudge("localhost:8000/v1", "m")
+
+
 def test_identity_changes_with_the_wording(monkeypatch):
     from spatialreward_jax.evaluation import vie_judge
 
-    before = VIEJudge("u", "m").identity
+    before = VIEJudge("http://u", "m").identity
     monkeypatch.setattr(vie_judge, "QUALITY_PROMPT", "another wording")
-    assert VIEJudge("u", "m").identity.template != before.template
+    assert VIEJudge("http://u", "m").identity.template != before.template
 
 
 def test_gedit_is_scored_by_an_endpoint(tmp_path):
