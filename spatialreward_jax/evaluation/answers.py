@@ -1,10 +1,13 @@
 """Answers that another judge gave, read from a file: a benchmark can then be evaluated without any model.
 
-jsonl, one line per edit: `key` (the benchmark's key of the edit) and either
+jsonl, one line per edit: `key` and either
 
 - numbers: `overall` 0..10 and optionally success, no_overedit, naturalness, artifact_free 0..25, `valid`, `regions`
   (what our own `answers.jsonl` holds); an aggregation that is asked for is computed anew from the four, or
 - texts: `sc` and `pq`, the judge's two raw answers, read by the parsing mode and aggregation asked for.
+
+Keys: `{n}pair/{pair_id}/{place}` (mer, editworld; place 0 is the truly best edit), the row's own two keys (editreward),
+`{id}_A` and `{id}_B` (mmrb2), `{language}/{task_type}/{key}/{sample}` (gedit; our own end in a digest of the image).
 
 json, an object: a result file of the official programs, `{key: {"scores": {prompt_following, consistency, overall}}}`
 or, for MER-Bench, `{pair_id: {"scores": [...], "pair_type": n}}`.

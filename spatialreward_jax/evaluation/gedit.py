@@ -197,6 +197,7 @@ def benchmark(folder: str | pathlib.Path, *, language: str = "en", samples: int 
     return Benchmark(
         name="gedit",
         rows=rows,
+        alias=lambda key: key.rpartition("/")[0],
         count=lambda data: sum(1 for _ in requests(data, language)),
         values=values,
         right_or_wrong=(),

@@ -64,15 +64,16 @@ def evaluate_answers(
     _check_search(benchmark, options.get("search", False))
     data, out = pathlib.Path(data), pathlib.Path(out)
     _make(out)
-    scan = Scan()
-    for _ in scan.edits(itertools.islice(benchmark.rows(data), limit)):
-        pass
+    scan, verdicts = Scan(), dict(answers.verdicts)
+    for key, _ in scan.edits(itertools.islice(benchmark.rows(data), limit)):
+        if key not in verdicts and (alias := benchmark.alias(key)) in verdicts:
+            verdicts[key] = verdicts.pop(alias)
     notes = {
         **(notes or {}),
         "broken answer lines": [f"{b.where}: {b.why}" for b in answers.broken],
         "duplicate answers (the first one counts)": answers.duplicates,
     }
-    return finish(benchmark, scan, answers.verdicts, out, identity=identity, notes=notes, **options)
+    return finish(benchmark, scan, verdicts, out, identity=identity, notes=notes, **options)
 
 
 def finish(

@@ -354,6 +354,16 @@ def test_gedit_takes_minima_and_the_best_sample(tmp_path):
     assert _figure(results, "semantics") == 4 and _figure(results, "quality") == 9
 
 
+def test_gedit_answers_of_others_have_plain_keys(tmp_path):
+    write_parquet(tmp_path / "data.parquet", _gedit_rows()[:1])
+    write_png(tmp_path / "images/fullset/color_alter/en/k1.png", np.zeros((16, 24, 3), np.uint8))
+    scores = {"overall": 8.0, "success": 20, "no_overedit": 20, "naturalness": 20, "artifact_free": 20}
+    write_jsonl(tmp_path / "answers.jsonl", [{"key": "en/color_alter/k1/0", **scores}])
+    bench, answers = gedit.benchmark(tmp_path / "images"), read_answers(tmp_path / "answers.jsonl")
+    results = evaluate_answers(bench, tmp_path / "data.parquet", tmp_path / "out", answers, identity={})
+    assert _figure(results, "overall") == 8 and results["problems"]["answers to no row"]["count"] == 0
+
+
 def test_gedit_reports_a_result_that_is_not_there(tmp_path):
     write_parquet(tmp_path / "data.parquet", _gedit_rows())
     found = list(gedit.benchmark(tmp_path / "images", language="cn").rows(tmp_path / "data.parquet"))
