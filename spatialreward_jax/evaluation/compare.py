@@ -1,5 +1,6 @@
 """Paired test of two result files of one benchmark: is one judge better, or was it luck?"""
 
+import collections
 import json
 import pathlib
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ def read_results(path: str | pathlib.Path) -> dict:
     needed = {"benchmark", "data", "identity", "cases"}
     if not isinstance(results, dict) or results.get("format") != FORMAT or not needed <= results.keys():
         raise InputError(f"{path} is no result file of format {FORMAT}: evaluate again")
+    counts = collections.Counter(case["id"] for case in results["cases"])
+    if twice := [ident for ident, count in counts.items() if count > 1]:
+        raise InputError(f"{path} holds {twice[0]} twice: evaluate again")
     return results
 
 

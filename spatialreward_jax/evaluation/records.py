@@ -12,6 +12,7 @@ Box = tuple[float, float, float, float]
 DIMENSIONS = ("prompt_following", "consistency", "overall")
 _SUB_SCORES = ("success", "no_overedit", "naturalness", "artifact_free")
 _NUMBERS = ("overall", *_SUB_SCORES)
+_FAR = 1e9
 
 
 def check_text(*texts: str) -> None:
@@ -143,11 +144,11 @@ def _number(value: Any, name: str, bounded: bool) -> float | None:
 
 
 def box_of(sides: Any) -> Box:
-    """Four finite numbers as a box. Raises InputError for anything else."""
+    """Four finite numbers as a box, far ones cut so that its area is finite. Raises InputError for anything else."""
     box = tuple(map(float, sides)) if isinstance(sides, list | tuple) else ()
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise InputError(f"a box is {str(sides)[:80]}: want four finite numbers")
-    return box
+    return tuple(min(max(side, -_FAR), _FAR) for side in box)
 
 
 def _regions(record: Mapping[str, Any]) -> dict[str, Any]:

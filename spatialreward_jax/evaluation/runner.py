@@ -1,7 +1,8 @@
 """Scores a benchmark's edits batch by batch, keeping every answer on disk, so that a kill costs one batch at most.
 
-`answers.jsonl` is append-only, one line per edit in the order of the rows, each batch in one write. A restart keeps
-whole batches and scores the rest; since batches are cut at the same places, the file ends up the same byte for byte.
+`answers.jsonl` has one line per edit in the order of the rows, each batch appended in one write. A restart keeps whole
+batches and scores the rest; since batches are cut at the same places, the file ends up the same byte for byte. Lines of
+images that could not be read are replaced once these can be.
 """
 
 import concurrent.futures
@@ -87,8 +88,9 @@ def score_rows(
     """Scores every edit that `path` does not hold yet. -> (the rows, verdicts by key).
 
     `report` is called with (rows scored, edits scored) before the first batch and after each. The next batch's images
-    are read while the judge works. An unreadable image is noted in the file and the run goes on; any other failure of
-    the judge stops it, with all batches before it kept. Raises InputError if `path` holds answers to other rows.
+    are read while the judge works. An unreadable image is noted in the file and the run goes on; a later one asks
+    for it, if it can be read then. Any other failure of the judge stops the run, with all batches before it kept.
+    Raises InputError if `path` holds answers to other rows.
     """
     scan, verdicts = Scan(), {}
     stored = _Answers(path)
@@ -102,7 +104,7 @@ def score_rows(
 
         for chunk in _chunks(scan.edits(rows), batch_size):
             if (kept := stored.take([key for key, _ in chunk])) is not None:
-                verdicts.update(kept)
+                verdicts.update(kept | stored.replace(_score(judge, _mended(chunk, kept))))
                 done = scan.rows
                 continue
             following = reader.submit(_read, chunk), scan.rows
@@ -124,7 +126,7 @@ class _Answers:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = _complete_lines(path)
-        self._next = 0
+        self._taken = self._next = 0  # the batch taken last: lines [_taken, _next)
         self._file = None
 
     def take(self, keys: Sequence[str]) -> dict[str, Verdict] | None:
@@ -138,13 +140,24 @@ class _Answers:
         if len(records) < len(keys):
             self._open()
             return None
-        self._next += len(keys)
+        self._taken, self._next = self._next, self._next + len(keys)
+        return {record["key"]: verdict_from_json(record) for record in records}
+
+    def replace(self, records: list[dict]) -> dict[str, Verdict]:
+        """Puts `records` in place of those with their keys in the batch taken last, and returns their verdicts."""
+        if not records:
+            return {}
+        lines = {record["key"]: _line(record) for record in records}
+        for index in range(self._taken, self._next):
+            self._lines[index] = lines.get(json.loads(self._lines[index])["key"], self._lines[index])
+        partial = self.path.with_name(f".{self.path.name}.part")
+        partial.write_bytes(b"".join(self._lines))
+        os.replace(partial, self.path)
         return {record["key"]: verdict_from_json(record) for record in records}
 
     def append(self, records: list[dict]) -> dict[str, Verdict]:
         """Writes a batch, through to the disk, and returns its verdicts."""
-        data = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records).encode()
-        self._file.write(data)
+        self._file.write(b"".join(map(_line, records)))
         self._file.flush()
         os.fsync(self._file.fileno())
         return {record["key"]: verdict_from_json(record) for record in records}
@@ -161,6 +174,10 @@ class _Answers:
         self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
         self._file.truncate(sum(map(len, self._lines[: self._next])))
         self._file.seek(0, os.SEEK_END)
+
+
+def _line(record: dict) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def _complete_lines(path: pathlib.Path) -> list[bytes]:
@@ -202,6 +219,12 @@ def _read(chunk: list[tuple[str, Edit]]) -> list[tuple[str, Edit | InputError]]:
         except InputError as error:
             read.append((key, error))
     return read
+
+
+def _mended(chunk: list[tuple[str, Edit]], kept: dict[str, Verdict]) -> list[tuple[str, Edit]]:
+    """The edits of a batch that nobody could be asked about, as the file says, and whose images can be read now."""
+    again = _read([(key, edit) for key, edit in chunk if not kept[key].readable])
+    return [(key, edit) for key, edit in again if isinstance(edit, Edit)]
 
 
 def _score(judge: Judge, batch: list[tuple[str, Edit | InputError]]) -> list[dict]:

@@ -18,6 +18,7 @@ from spatialreward_jax.evaluation import (
 )
 from spatialreward_jax.evaluation.grid_search import POWERS, SUCCESS, grid_search, heat_map
 from spatialreward_jax.evaluation.records import Case, Verdict, verdict_from_json
+from spatialreward_jax.evaluation.regions import area
 from spatialreward_jax.reward.aggregate import Aggregation
 
 MER = BENCHMARKS["mer"]
@@ -122,6 +123,11 @@ def test_a_line_that_cannot_be_used_is_told(tmp_path, line):
     assert [entry.where for entry in found.broken] == ["a.jsonl:1"] and len(found.broken[0].why) <= 200
 
 
+def test_far_boxes_have_finite_areas():
+    found = verdict_from_json({"overall": 1, "regions": [{"bbox_2d": [-1e299, 0, 1e299, 1e299]}]})
+    assert np.isfinite(area(found.boxes[0]))
+
+
 def test_keys_that_stand_twice_in_an_official_file(tmp_path):
     (tmp_path / "r.json").write_text('{"p": {"scores": [9, 3]}, "p": {"scores": [1, 9]}}')
     found = read_answers(tmp_path / "r.json")
@@ -181,6 +187,10 @@ def test_compare_refuses_other_data_and_other_benchmarks(data, tmp_path):
         read_results(tmp_path / "nowhere")
     (tmp_path / "results.json").write_text('{"format": 1}')
     with pytest.raises(InputError, match="no result file"):
+        read_results(tmp_path)
+    a["cases"] *= 2
+    (tmp_path / "results.json").write_text(json.dumps(a))
+    with pytest.raises(InputError, match="holds 2pair/0 twice"):
         read_results(tmp_path)
     with pytest.raises(InputError, match="cannot be made a folder"):
         evaluate(MER, data, tmp_path / "results.json", StandInJudge())

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from evaluation_data import StandInJudge, cell, mer_row, write_parquet
+from evaluation_data import StandInJudge, cell, mer_row, picture, write_jsonl, write_parquet
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import BENCHMARKS, evaluate
@@ -121,6 +121,32 @@ def test_progress_counts_rows_and_edits(data, tmp_path):
     assert all(rows <= total == 9 for rows, total, _ in said)
     assert said[0] == (0, 9, 0), "before any work, where the clock starts"
     assert all(edits >= 2 * (rows - 1) for rows, _, edits in said), "rows that were only read are not done"
+
+
+def test_an_image_that_was_mended_is_asked_for(tmp_path):
+    """And the file ends as if it had never been broken."""
+    for name, mark in (("s", 1), ("a", 20), ("b", 10), ("c", 5)):
+        (tmp_path / f"{name}.png").write_bytes(picture(mark))
+    rows = [
+        mer_row(f"{i}", [], original_image="s.png", edited_images=[f"{second}.png", "a.png"])
+        for i, second in enumerate("abcb")
+    ]
+    write_jsonl(tmp_path / "2pair.jsonl", rows)
+
+    def run(out):
+        judge = StandInJudge()
+        return evaluate(MER, tmp_path / "2pair.jsonl", tmp_path / out, judge, batch_size=3), judge.asked
+
+    whole, _ = run("whole")
+    for name in "bc":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    assert run("out")[0]["counts"]["broken"] == 3
+    (tmp_path / "c.png").write_bytes(picture(5))
+    results, asked = run("out")
+    assert results["counts"]["broken"] == 2 and asked == 1
+    (tmp_path / "b.png").write_bytes(picture(10))
+    assert run("out") == (whole, 2) and _files(tmp_path / "out") == _files(tmp_path / "whole")
+    assert run("out") == (whole, 0)
 
 
 _SLOW_RUN = """
