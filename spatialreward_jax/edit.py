@@ -2,7 +2,7 @@
 
     python -m spatialreward_jax.edit --model=embedded --source=cat.png --instruction="make the sky red" --out=edit.png
     python -m spatialreward_jax.edit --model=DIR --source=cat.png --instruction=T --out=best.png --num_samples=16 \
-        --best_of --judge=JUDGE
+        --best_of --judge=JUDGE --constrained --score_mode=expected
 
 Prints one JSON object: `images` (the files), `seed`, and with --best_of `scores` (see the `score` program) and `best`.
 """
@@ -20,7 +20,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import PRESETS, sampler_preset
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.reward.judge import RewardModel
-from spatialreward_jax.reward.types import Edit
+from spatialreward_jax.reward.types import SCORE_MODES, Edit
 
 
 def define_flags() -> None:
@@ -37,6 +37,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "omnigen2", sorted(PRESETS), "Sampler settings.")
     flags.DEFINE_boolean("best_of", False, "Score the samples and keep the best one.")
     flags.DEFINE_string("judge", "embedded", "Judge for --best_of: folder in the Qwen3-VL layout, or embedded.")
+    flags.DEFINE_bool("constrained", False, "Let that judge write readable answers only, by a grammar.")
+    flags.DEFINE_enum(
+        "score_mode", "answered", SCORE_MODES, "Its scores as written, or (fewer ties) as means; needs --constrained."
+    )
 
 
 def main(_argv: list[str]) -> int:
@@ -48,7 +52,9 @@ def main(_argv: list[str]) -> int:
     preset = sampler_preset(given.preset)
     sources = [read_image(path) for path in given.source]
     size = parse_size(given.size)
-    judge = RewardModel.from_pretrained(given.judge) if given.best_of else None
+    judge = None
+    if given.best_of:
+        judge = RewardModel.from_pretrained(given.judge, constrained=given.constrained, score_mode=given.score_mode)
     editor = Editor.from_pretrained(given.model, adapter=given.adapter or None, alpha=given.alpha)
     source = sources[0] if len(sources) == 1 else sources
     images = editor.edit(
