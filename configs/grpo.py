@@ -17,11 +17,11 @@ KEPT_TASKS = (
 )  # fmt: skip
 
 EDITWORLD = {
-    "steps": 12,
+    "steps": 24,
     "prompts": 8,
     "group": 8,
     "recipe": "window",
-    "checkpoint_every": 4,
+    "checkpoint_every": 8,
     "eval_every": 0,
     "editor": "embedded",
     "dtype": "float32",
@@ -30,8 +30,8 @@ EDITWORLD = {
     "lora": {"rank": 16, "alpha": 32.0},
     "lr": 2e-3,
     "judge": {"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected"},
-    # The embedded judge alone improves the edits at two of three seeds (tests/benchmarks/RESULTS.md).
-    "rewards": {"judge": 1.0, "guards": 0.0, "oracle": 1.0},
+    # The embedded judge as the reward improves the edits at some seeds only (tests/benchmarks/RESULTS.md): it is logged.
+    "rewards": {"judge": 0.0, "guards": 0.0, "oracle": 1.0},
     "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
     "eval": {"prompts": 4, "heldout": 256},
 }
