@@ -30,7 +30,7 @@ EDITWORLD = {
     "lora": {"rank": 16, "alpha": 32.0},
     "lr": 2e-3,
     "judge": {"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected"},
-    # The embedded judge as the reward improves the edits at some seeds only (tests/benchmarks/RESULTS.md): it is logged.
+    # The embedded judge as the reward helps at some seeds only (tests/benchmarks/RESULTS.md): it is logged.
     "rewards": {"judge": 0.0, "guards": 0.0, "oracle": 1.0},
     "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
     "eval": {"prompts": 4, "heldout": 256},
