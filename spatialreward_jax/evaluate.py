@@ -29,6 +29,7 @@ from spatialreward_jax.evaluation import (
     read_results,
 )
 from spatialreward_jax.evaluation.benchmark import Benchmark
+from spatialreward_jax.evaluation.files import read_settings
 from spatialreward_jax.evaluation.results import report
 from spatialreward_jax.evaluation.runner import Judge
 from spatialreward_jax.evaluation.vie_judge import VIEJudge
@@ -99,10 +100,10 @@ def main(_argv) -> None:
     if _ANSWERS.value:
         asked = aggregation if _AGGREGATION.present else None  # else numbers stay as they are given
         answers = read_answers(_ANSWERS.value, parsing=_PARSING.value, aggregation=asked)
-        given = pathlib.Path(_ANSWERS.value)
+        file = pathlib.Path(_ANSWERS.value)
         identity = {
-            "model": f"answers:{given.stem}",
-            "revision": hashlib.sha256(given.read_bytes()).hexdigest()[:12],
+            "model": f"answers:{file.stem}",
+            "revision": hashlib.sha256(file.read_bytes()).hexdigest()[:12],
             "parsing": _PARSING.value,
             "aggregation": asked.name if asked else "as given",
         }
@@ -184,7 +185,7 @@ def _gedit() -> tuple[Benchmark, dict]:
             report=lambda done, total: say(done, total, done),
         )
     made = folder / "generation.json"
-    notes = {"images": gedit.read_settings(made) if made.is_file() else str(folder), "samples": _SAMPLES.value}
+    notes = {"images": read_settings(made) if made.is_file() else str(folder), "samples": _SAMPLES.value}
     return gedit.benchmark(folder, language=_LANGUAGE.value, samples=_SAMPLES.value), notes
 
 

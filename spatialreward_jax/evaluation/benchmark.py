@@ -57,6 +57,7 @@ class Benchmark:
         figures: the first one is the headline.
         tables: see `Table`.
         grid: labels of the rows on which aggregation weights may be searched; None where rows compare nothing.
+        settings: what else tells one evaluation of it from another; pinned with the output folder.
         alias: key of an edit -> another one under which answers to it may be given.
         count: data folder or file -> how many rows `rows` will give, cheaply.
     """
@@ -68,6 +69,7 @@ class Benchmark:
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
     grid: Mapping[str, str] | None = None
+    settings: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
     alias: Callable[[str], str] = lambda key: key
     count: Callable[[pathlib.Path], int] = lambda data: sum(map(count_rows, data_files(data)))
 

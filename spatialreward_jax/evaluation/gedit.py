@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from PIL import Image
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import rows as layout
 from spatialreward_jax.evaluation.benchmark import Benchmark, Figure, Table
+from spatialreward_jax.evaluation.files import read_settings, write_settings
 from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, check_text
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.reward.types import SCORE_RANGE, Edit
@@ -166,21 +166,6 @@ def _pin(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} holds images of other settings ({differing}): choose another --out")
 
 
-def write_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_settings(path: pathlib.Path) -> dict[str, Any]:
-    """What `write_settings` wrote. Raises InputError for a damaged file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): choose another folder, or remove this one") from error
-
-
 def plain(identity: Any) -> Any:
     """An identity (dataclass, mapping or text) as JSON data."""
     return dataclasses.asdict(identity) if dataclasses.is_dataclass(identity) else identity
@@ -196,6 +181,7 @@ def benchmark(folder: str | pathlib.Path, *, language: str = "en", samples: int 
 
     return Benchmark(
         name="gedit",
+        settings={"language": language, "samples": samples},
         rows=rows,
         alias=lambda key: key.rpartition("/")[0],
         count=lambda data: sum(1 for _ in requests(data, language)),

@@ -5,13 +5,13 @@
 
 import json
 import math
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialreward_jax.evaluation.benchmark import Benchmark, Outcome, Table, select
+from spatialreward_jax.evaluation.files import replace
 from spatialreward_jax.evaluation.records import DIMENSIONS, Case, Verdict
 from spatialreward_jax.evaluation.regions import region_statistics
 from spatialreward_jax.evaluation.runner import Scan
@@ -68,8 +68,8 @@ def summarize(
 
 def write_results(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes `results.json` and `report.md`, each whole or not at all."""
-    _replace(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _replace(folder / "report.md", report(results))
+    replace(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    replace(folder / "report.md", report(results))
 
 
 def report(results: Mapping[str, Any]) -> str:
@@ -192,9 +192,3 @@ def _identity_lines(identity: Any) -> list[str]:
 
 def _show(value: Any) -> str:
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -11,6 +11,7 @@ from spatialreward_jax.evaluation.answers import Answers
 from spatialreward_jax.evaluation.benchmark import Benchmark
 from spatialreward_jax.evaluation.compare import identity_differences
 from spatialreward_jax.evaluation.editreward import EDITREWARD
+from spatialreward_jax.evaluation.files import read_settings, write_settings
 from spatialreward_jax.evaluation.grid_search import grid_search, write_grid
 from spatialreward_jax.evaluation.mer import EDITWORLD, MER
 from spatialreward_jax.evaluation.mmrb2 import MMRB2
@@ -42,7 +43,7 @@ def evaluate(
     total = benchmark.count(data)
     total = min(total, limit) if limit else total
     identity = gedit.plain(judge.identity)
-    _manifest(out, {"benchmark": benchmark.name, "identity": identity, "limit": limit})
+    _manifest(out, {"benchmark": benchmark.name, "identity": identity, "limit": limit, **benchmark.settings})
     stream = itertools.islice(benchmark.rows(data), limit)
     progress = (lambda done, edits: report(done, total, edits)) if report else None
     scan, verdicts = score_rows(stream, judge, out / "answers.jsonl", batch_size=batch_size, report=progress)
@@ -118,11 +119,11 @@ def _manifest(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
     _make(out)
     path = out / "manifest.json"
     if path.exists():
-        was = gedit.read_settings(path)
+        was = read_settings(path)
         if changed := identity_differences(was, settings):
             raise InputError(f"{out} belongs to another evaluation ({'; '.join(changed)}): choose another --out")
         return
-    gedit.write_settings(path, settings)
+    write_settings(path, settings)
 
 
 def _make(out: pathlib.Path) -> None:

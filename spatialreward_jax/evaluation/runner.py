@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.evaluation.files import replace
 from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, verdict_from_json
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.reward.types import Edit, Score
@@ -150,9 +151,7 @@ class _Answers:
         lines = {record["key"]: _line(record) for record in records}
         for index in range(self._taken, self._next):
             self._lines[index] = lines.get(json.loads(self._lines[index])["key"], self._lines[index])
-        partial = self.path.with_name(f".{self.path.name}.part")
-        partial.write_bytes(b"".join(self._lines))
-        os.replace(partial, self.path)
+        replace(self.path, b"".join(self._lines))
         return {record["key"]: verdict_from_json(record) for record in records}
 
     def append(self, records: list[dict]) -> dict[str, Verdict]:

@@ -20,6 +20,8 @@ from spatialreward_jax.reward.processor import Patches, Processor, image_key
 from spatialreward_jax.reward.protocol import Question, Reply
 from spatialreward_jax.reward.types import SCORE_MODES
 
+_NOT_FINITE = "the net gave numbers that are not finite: its weights or its precision are broken"
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -139,9 +141,8 @@ class VLM:
         replies = []
         for row, question in enumerate(questions):
             one = found[row]
-            failure = "the net gave numbers that are not finite: its weights or its precision are broken"
             text = question.opening + self.processor.decode(one.ids)
-            replies.append(Reply(text, one.finished, one.expected, failure if one.broken else ""))
+            replies.append(Reply(text, one.finished, one.expected, _NOT_FINITE if one.broken else ""))
         return replies
 
     def arrays(self, questions: Sequence[Question]) -> tuple[list[Asked], list[Patches]]:

@@ -361,6 +361,10 @@ def test_gedit_answers_of_others_have_plain_keys(tmp_path):
     write_jsonl(tmp_path / "answers.jsonl", [{"key": "en/color_alter/k1/0", **scores}])
     bench, answers = gedit.benchmark(tmp_path / "images"), read_answers(tmp_path / "answers.jsonl")
     results = evaluate_answers(bench, tmp_path / "data.parquet", tmp_path / "out", answers, identity={})
+    evaluate(bench, tmp_path / "data.parquet", tmp_path / "judged", StandInJudge())
+    with pytest.raises(InputError, match="belongs to another evaluation \\(samples: 1 against 2"):
+        more = gedit.benchmark(tmp_path / "images", samples=2)
+        evaluate(more, tmp_path / "data.parquet", tmp_path / "judged", StandInJudge())
     assert _figure(results, "overall") == 8 and results["problems"]["answers to no row"]["count"] == 0
 
 
