@@ -28,7 +28,8 @@ class JudgeNet:
 
     Attributes:
         config: sizes. dtype: of parameters and activations.
-        folder: where it came from. revision: fingerprint of its files and the adapter's, and "-int8" if quantised.
+        folder: where it came from. revision: fingerprint of its files and the adapter's, the dtype that it computes in,
+            and "int8" if quantised, joined by "-": whatever may change its numbers.
         base: parameters. adapters: LoRA parameters or None. graphs: what `merge` puts them into.
         mesh: where the parameters lie.
         eos, pad: token ids that end an answer and that fill rows.
@@ -94,7 +95,7 @@ def load_judge(
     if adapters is not None:
         adapters = place_whole(mesh, adapters)
     files = [*folder.glob("model*.safetensors"), *folder.glob("*.json"), *_adapter_files(adapter)]
-    revision = fingerprint(files) + (f"-{quantize}" if quantize else "")
+    revision = "-".join([fingerprint(files), dtype.name, *([quantize] if quantize else [])])
     return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad)
 
 

@@ -63,7 +63,7 @@ class Identity:
     """What produced a score; two scores compare only when these are equal.
 
     Attributes:
-        model: name or path of the judge; `revision` a hash of its weights, or "" where there are none.
+        model: name or path of the judge; `revision` a hash of its files and the precision it computes in, "" if none.
         template: id of the wording (name and content hash). pixel_policy, parsing, aggregation, decoding: as chosen.
     """
 

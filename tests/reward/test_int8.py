@@ -182,9 +182,13 @@ def test_the_8b_judge_fits_a_chip_of_16_gb(goldens):
 
 
 def test_scores_of_another_precision_refuse_to_be_compared(folder):
-    ours, exact = (RewardModel.from_pretrained(folder, quantize=quantize).identity for quantize in ("int8", None))
-    assert ours.revision == f"{exact.revision}-int8"
-    (line,) = identity_differences(vars(ours), vars(exact))
-    assert line.startswith("revision")
+    load = lambda **how: vars(RewardModel.from_pretrained(folder, **({"dtype": "float32"} | how)).identity)
+    exact, ours = load(), load(quantize="int8")
+    half = load(dtype="bfloat16")
+    assert ours["revision"] == f"{exact['revision']}-int8" and exact["revision"].endswith("-float32")
+    assert half["revision"] == exact["revision"].replace("-float32", "-bfloat16")
+    for other in (ours, half):
+        (line,) = identity_differences(exact, other)
+        assert line.startswith("revision")
     with pytest.raises(InputError, match="quantize 'int4' is unknown"):
         RewardModel.from_pretrained(folder, quantize="int4")
