@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-METRICS = ("correct", "tau", "rho", "ndcg", "ndcg_official", "top1", "top2", "position_error")
+METRICS = ("correct", "tau", "rho", "ndcg", "ndcg_official", "top1", "top2", "position_error", "ties")
 
 
 def ranks(scores: Sequence[float]) -> np.ndarray:
@@ -81,6 +81,12 @@ def position_error(scores: Sequence[float]) -> float:
     return float(np.abs(ranks(scores) - np.arange(len(scores))).mean())
 
 
+def ties(scores: Sequence[float]) -> float:
+    """Share of the pairs of images that have equal scores."""
+    pairs = list(itertools.combinations(scores, 2))
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 0.0
+
+
 def ranking_metrics(scores: Sequence[float]) -> dict[str, float]:
     """All metrics of one ranking. scores: at least two finite numbers, truly best image first. Values are floats."""
     values = (
@@ -92,5 +98,6 @@ def ranking_metrics(scores: Sequence[float]) -> dict[str, float]:
         top_k(scores, 1),
         top_k(scores, 2),
         position_error(scores),
+        ties(scores),
     )
     return dict(zip(METRICS, map(float, values), strict=True))

@@ -92,24 +92,23 @@ _RANKING_VALUES = {
 }
 
 
-def _perception(place: Place) -> list[tuple[pathlib.Path, list[str]]]:
-    """Eyes for every judge of the studies, seed by seed the same: what differs between cells is what is taught then."""
-    folder = place.root / "perception"
-    words = ["train", "--config=configs/reward_sft.py:perception", f"--workdir={folder}"]
-    return [(folder / "summary.json", words)]
-
-
 def _judge_arm(boxes: bool, cited: bool) -> Arm:
+    """The embedded judge taught to answer this way: no budget of minutes brings a judge from nothing to ranking.
+
+    It had learnt cited answers, hours of them: what the others rank worse is what the way is worth, or what they had
+    not yet unlearnt.
+    """
+
     def commands(place: Place) -> list[list[str]]:
         world = "--config.data.editworld"
-        training = ["train", "--config=configs/reward_sft.py", f"--workdir={place.folder / 'train'}"]
-        training += [f"--config.judge={place.root / 'perception/judge'}", f"--config.seed={place.seed}"]
-        training += [f"--config.steps={JUDGE_STEPS}", "--config.eval_every=0", f"{world}.boxes={boxes}"]
-        training += [f"{world}.cited={cited}", f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
+        training = ["train", "--config=configs/reward_sft.py:verdicts", f"--workdir={place.folder / 'train'}"]
+        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}", "--config.eval_every=0"]
+        training += [f"{world}.boxes={boxes}", f"{world}.cited={cited}"]
+        training += [f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
         return [training, ["evaluate", f"--model={place.folder / 'train/judge'}", parsing, *_on(place)]]
 
-    return Arm(commands, _RANKING_VALUES, minutes=20, shared=_perception)
+    return Arm(commands, _RANKING_VALUES, minutes=20)
 
 
 def _aggregation_arm(kind: str) -> Arm:

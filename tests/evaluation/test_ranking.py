@@ -18,6 +18,7 @@ def test_perfect_ranking():
         "top1": 1,
         "top2": 1,
         "position_error": 0,
+        "ties": 0,
     }
 
 
@@ -39,12 +40,13 @@ def test_three_cycle_by_hand():
 def test_ties_never_help():
     found = ranking.ranking_metrics([5.0, 5.0])
     assert (found["correct"], found["top1"], found["tau"], found["rho"]) == (0, 0, 0, 0)
-    assert found["position_error"] == 0.5
+    assert found["position_error"] == 0.5 and found["ties"] == 1
     mean = (1 + 1 / math.log2(3)) / 2
     assert found["ndcg"] == pytest.approx(3 * mean / (2 + 1 / math.log2(3)))
     assert found["ndcg_official"] == pytest.approx(1)  # the official tool's stable sort keeps the true order
     assert ranking.ranking_metrics([7.0, 5.0, 5.0])["top1"] == 1
     assert ranking.ranking_metrics([7.0, 5.0, 5.0])["top2"] == 0
+    assert ranking.ranking_metrics([7.0, 5.0, 5.0])["ties"] == pytest.approx(1 / 3)
     assert not ranking.exact_rank([7.0, 5.0, 5.0])
 
 
