@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-JUDGE_STEPS = 500
+JUDGE_STEPS = 80
 """Updates with which an arm teaches the judge's questions; one that takes longer than its minutes is warned of."""
 
 RL_STEPS = 12
@@ -102,7 +102,8 @@ def _judge_arm(boxes: bool, cited: bool) -> Arm:
     def commands(place: Place) -> list[list[str]]:
         world = "--config.data.editworld"
         training = ["train", "--config=configs/reward_sft.py:verdicts", f"--workdir={place.folder / 'train'}"]
-        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}", "--config.eval_every=0"]
+        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}"]
+        training += [f"--config.eval.{what}=0" for what in ("batches", "edits", "grounding")]
         training += [f"{world}.boxes={boxes}", f"{world}.cited={cited}"]
         training += [f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
