@@ -30,7 +30,7 @@ EDITWORLD = {
     "lora": {"rank": 16, "alpha": 32.0},
     "lr": 2e-3,
     "judge": {"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected"},
-    # The embedded judge as the reward helps at some seeds only (tests/benchmarks/RESULTS.md): it is logged.
+    # The embedded judge as the reward helps at some seeds only (tests/benchmarks/RESULTS.md): evaluations ask it.
     "rewards": {"judge": 0.0, "guards": 0.0, "oracle": 1.0},
     "data": {"path": "editworld", "max_pixels": 64 * 64, "tasks": (), "max_text_tokens": 128, "threads": 2},
     "eval": {"prompts": 4, "heldout": 256},
@@ -80,7 +80,8 @@ def get_config(preset="embedded"):
     config.judge.constrained = False  # readable answers only, by a grammar; False is the official behaviour
     config.judge.score_mode = "answered"  # or "expected": the mean of each score's distribution; needs constrained
     config.judge.batch = 16  # answers decoded at a time
-    config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})  # weights; all are logged, whatever their weight
+    # weights; a backend of weight 0 is logged, a judge of weight 0 in evaluations alone
+    config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})
 
     # ---- data
     config.data = ConfigDict()

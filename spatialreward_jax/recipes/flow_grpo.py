@@ -49,7 +49,7 @@ from spatialreward_jax.rl import (
 CHARTS = (
     Chart("Reward of the sampled edits", {"reward": "reward", "judge": "reward/judge/reward"}),
     Chart("Truth (oracle) of the sampled edits", {"oracle": "reward/oracle/reward"}),
-    Chart("Held-out edits, same noise", {"oracle": "heldout/oracle", "reward": "heldout/reward"}),
+    Chart("Held-out edits, same noise", {n: f"heldout/{n}" for n in ("oracle", "reward", "judge")}),
     Chart("Guards", {"reward": "reward/guards/reward", "outside change": "reward/guards/outside_change"}),
     Chart("Health of rewards", {"invalid": "invalid_share", "flat groups": "zero_std_share"}),
     Chart("Spread of rewards", {"all": "reward_std", "within groups": "reward_group_std"}),
@@ -77,6 +77,7 @@ class FlowGRPO:
     ):
         """`nets` get new adapters where the settings ask for LoRA and they carry none."""
         self.settings, self.nets, self.reward, self.workdir = settings, nets, reward, workdir
+        self.phase_reward = reward.of_phases()
         self.size = dataclasses.replace(settings.size, multiple=nets.multiple)
         self.requests = requests
         if settings.lora and nets.adapters is None:
@@ -116,7 +117,7 @@ class FlowGRPO:
         plan = s.plan(np.random.default_rng([s.seed, phase]))
         latents, trajectory = self.sample(state.params, encoded, self.sample_keys(batch, phase, s.group), plan)
         edits = self.edits(batch, self.decode(encoded, latents))
-        rewards = self.reward(edits)
+        rewards = self.phase_reward(edits)
         if s.keep_edits and processes.is_first():
             keep_edits(self.workdir / "edits", phase, edits, rewards)
         groups = lambda x: x.reshape(s.prompts, s.group)

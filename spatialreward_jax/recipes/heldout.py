@@ -34,26 +34,25 @@ class HeldoutEdits:
         """index: requests of a file that `write_requests` made. Raises InputError."""
         self.task, self.requests = task, read_requests(index)
         weights = task.reward.weights
-        counts = {name for name, weight in weights.items() if weight}  # the rest would cost time and tell nothing here
-        if "guards" in counts:
-            counts |= weights.keys() & {"judge"}  # they look outside its regions
-        backends = {name: backend for name, backend in task.reward.backends.items() if name in counts}
+        asked = {name for name, weight in weights.items() if weight or name == "judge"}
+        backends = {name: backend for name, backend in task.reward.backends.items() if name in asked}
         backends["oracle"] = Divided(Oracle.from_requests(index))
-        self.reward = WeightedReward(backends, {"oracle": 0.0} | {name: weights[name] for name in counts})
+        self.reward = WeightedReward(backends, {"oracle": 0.0} | {name: weights[name] for name in asked})
         self.before: list[float] | None = None
         self.after: list[float] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields means over the requests and standard errors: "oracle" is the truth, "no_overedit" (0..25) its word on
-        what was to stay, "reward" the run's own."""
-        oracle, reward, kept = [], [], []
+        what was to stay, "reward" the run's own, "judge" the judge's part, whether it counts or not."""
+        oracle, reward, kept, judge = [], [], [], []
         for rewards in self._scored(state):
             oracle += rewards.parts["oracle/reward"].tolist()
             kept += rewards.parts["oracle/no_overedit"].tolist()
             reward += rewards.reward[rewards.valid].tolist()
+            judge += [value for value in rewards.parts.get("judge/reward", ()) if np.isfinite(value)]
         self.after = oracle
         self.before = self.before or oracle
-        for name, values in (("oracle", oracle), ("no_overedit", kept), ("reward", reward)):
+        for name, values in (("oracle", oracle), ("no_overedit", kept), ("reward", reward), ("judge", judge)):
             if values:
                 yield name, float(np.mean(values))
                 yield f"{name}_sem", standard_error(values)
@@ -72,7 +71,7 @@ class HeldoutEdits:
             "oracle_gain_ci95": [float(apart.mean() - half), float(apart.mean() + half)],
         } | {
             f"heldout_{name}_{when}": found.get(f"heldout/{name}")
-            for name in ("reward", "no_overedit")
+            for name in ("reward", "judge", "no_overedit")
             for when, found in (("before", history.eval_first), ("after", history.eval_last))
         }
 

@@ -113,6 +113,15 @@ class WeightedReward:
             raise InputError(f"reward weights must be finite, none negative and one positive, got {dict(weights)}")
         self.backends, self.weights = dict(backends), dict(weights)
 
+    def of_phases(self) -> "WeightedReward":
+        """The same sum without a judge that neither counts nor tells guards that count where to look.
+
+        Its answers would take most of a small phase; evaluations ask it.
+        """
+        idle = {"judge"} if not self.weights.get("judge") and not self.weights.get("guards") else set()
+        names = [name for name in self.backends if name not in idle]
+        return WeightedReward({n: self.backends[n] for n in names}, {n: self.weights[n] for n in names})
+
     def __call__(self, edits: Sequence[Edit]) -> Rewards:
         """Grades every edit by every backend."""
         scores, parts = None, {}

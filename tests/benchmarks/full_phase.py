@@ -107,7 +107,7 @@ def load_reward(folder: pathlib.Path, given: flags.FlagValues) -> WeightedReward
     net = load_judge(folder, dtype="bfloat16", scratch=given.seed, serving=True)
     processor, limits = Processor(folder, "rl"), Limits(batch=given.batch)
     judge = RewardModel(VLM(net, processor, Decoding(max_new_tokens=given.new), model="random", limits=limits))
-    return WeightedReward({"judge": JudgeBackend(judge), "given": FixedReward()}, {"judge": 0.0, "given": 1.0})
+    return WeightedReward({"answers": JudgeBackend(judge), "given": FixedReward()}, {"answers": 0.0, "given": 1.0})
 
 
 def timed(task: FlowGRPO) -> dict[str, list[float]]:
@@ -222,7 +222,7 @@ def main(_argv: Sequence[str]) -> None:
         "kind": device.device_kind,
         "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
-    judge_net = reward.backends["judge"].judge.answerer.net
+    judge_net = reward.backends["answers"].judge.answerer.net
     trees = {"transformer": nets.transformer.params, "text tower": nets.text.params, "judge": judge_net.base}
     report["parameters"] = {name: count(tree) for name, tree in trees.items()}
     report |= results(given, single, rooms, flops)

@@ -78,9 +78,13 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
 
 @pytest.mark.parametrize(
     ("weights", "asked"),
-    [({"judge": 0.0, "oracle": 1.0}, {"oracle"}), ({"judge": 0.0, "guards": 1.0}, {"judge", "guards", "oracle"})],
+    [
+        ({"guards": 0.0, "oracle": 1.0}, {"oracle"}),
+        ({"judge": 0.0, "guards": 0.0, "oracle": 1.0}, {"judge", "oracle"}),
+        ({"judge": 0.0, "guards": 1.0}, {"judge", "guards", "oracle"}),
+    ],
 )
-def test_only_what_counts_is_asked(index, weights, asked):
+def test_what_counts_and_the_judge_are_asked(index, weights, asked):
     task = GivenEditor(index)
     task.reward = WeightedReward(dict.fromkeys(weights, GuardsBackend()), weights)
     assert heldout.HeldoutEdits(task, str(index)).reward.backends.keys() == asked

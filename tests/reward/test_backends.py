@@ -47,6 +47,26 @@ def test_a_backend_of_weight_zero_is_logged_and_counts_for_nothing():
     assert out.scores is None
 
 
+@pytest.mark.parametrize(
+    ("weights", "asked"),
+    [
+        ({"judge": 0.0, "guards": 0.0, "oracle": 1.0}, ["guards", "oracle"]),
+        ({"judge": 0.0, "guards": 0.1, "oracle": 1.0}, ["judge", "guards", "oracle"]),
+        ({"judge": 0.5, "guards": 0.0, "oracle": 0.0}, ["judge", "guards", "oracle"]),
+        ({"oracle": 1.0}, ["oracle"]),
+    ],
+)
+def test_phases_ask_a_judge_only_where_it_matters(weights, asked):
+    seen = []
+    backends = {
+        name: lambda edits, scores, name=name: seen.append(name) or constant(1.0)(edits, scores) for name in weights
+    }
+    whole = WeightedReward(backends, weights)
+    out, full = whole.of_phases()(EDITS[:1]), seen.copy()
+    assert full == asked and out.reward.tolist() == whole(EDITS[:1]).reward.tolist()
+    assert seen == asked + list(weights), "an evaluation asks all"
+
+
 def test_bad_weights():
     backends = {"a": constant(1.0)}
     for weights in ({"a": -1.0}, {"a": 0.0}, {"a": float("nan")}):
