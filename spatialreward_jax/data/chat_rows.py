@@ -1,6 +1,6 @@
-"""Rows for supervised training of a judge: chats with images and answers, from jsonl files or from EditWorld.
+"""Rows for supervised training of a judge: chats with images and answers, and the jsonl files that hold them.
 
-The jsonl layout is that of ms-swift, one object a line:
+The layout is that of ms-swift, one object a line:
 
     {"messages": [{"role": "system", "content": "..."},                                optional
                   {"role": "user", "content": "<image><image>Before, after. Task: ..."},
@@ -14,29 +14,11 @@ in the first user turn. Paths are relative to the file, or absolute.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from spatialreward_jax.data.editworld import (
-    CHANGES_QUESTION,
-    GROUNDING_QUESTION,
-    Candidate,
-    EditSample,
-    changes_answer,
-    consistency_answer,
-    grounding_answer,
-    quality_answer,
-    random_artifacts,
-    random_candidate,
-    render,
-    sample_edit,
-    several_ops,
-)
-from spatialreward_jax.data.editworld.candidates import FAILURES
-from spatialreward_jax.data.editworld.vocabulary import SIDES
-from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import image_size, read_image
 
@@ -167,110 +149,3 @@ def _turn(message: Any, where: str) -> Turn:
     if role == "assistant" and not content.strip():
         raise InputError(f"{where}: an empty answer")
     return Turn(role, tuple(parts))
-
-
-@dataclasses.dataclass(frozen=True)
-class Wording:
-    """How EditWorld's questions are put and answered.
-
-    consistency: (instruction) -> question of the SC stream; quality: question of the PQ stream. boxes, cited: whether
-    answers name regions, and whether the reasoning cites them.
-    """
-
-    consistency: Callable[[str], str]
-    quality: str
-    boxes: bool = True
-    cited: bool = True
-
-
-class EditWorldChats:
-    """One kind of lesson of an EditWorld split: "grounding" (every shape of one picture), "changes" (every one of up to
-    five changes between two), "consistency" or "quality".
-
-    Row n is about entry n of the world, candidates or an editor's own edits ("changes": about its source alone).
-    """
-
-    def __init__(self, kind: str, world: "Candidates | OwnEdits", wording: Wording):
-        self._kind, self._world, self._wording = kind, world, wording
-        self._changes: dict[int, ChatRow] = {}
-        self.keys = [world.side(row) for row in range(len(world))]
-
-    def __getitem__(self, index: int) -> ChatRow:
-        candidate, source, edited = self._world[index]
-        if self._kind == "grounding":
-            before = index % 2 == 0
-            scene = candidate.sample.source if before else candidate.shown
-            return question_row([source if before else edited], GROUNDING_QUESTION, grounding_answer(scene))
-        if self._kind == "changes":
-            if index not in self._changes:
-                self._changes[index] = _many_changes(candidate.sample, source, np.random.default_rng([5, index]))
-            return self._changes[index]
-        if self._kind == "quality":
-            return question_row([edited], self._wording.quality, quality_answer(candidate))
-        answer = consistency_answer(candidate, boxes=self._wording.boxes, cited=self._wording.cited)
-        return question_row([source, edited], self._wording.consistency(candidate.sample.instruction), answer)
-
-
-def _many_changes(sample: EditSample, source: np.ndarray, rng: np.random.Generator) -> ChatRow:
-    """A quarter of the edited pictures is flawed: flaws are no changes."""
-    ops = several_ops(sample.source, rng)
-    artifacts = random_artifacts(rng) if rng.uniform() < 0.25 else ()
-    edited = Candidate(sample, "mixture", ops, artifacts, int(rng.integers(1 << 31))).image()
-    return question_row([source, edited], CHANGES_QUESTION, changes_answer(sample.source, ops))
-
-
-class Candidates:
-    """Candidate edits of an EditWorld split with their pictures: index -> (candidate, source, edited).
-
-    Entry n is candidate n % `candidates` of edit n // `candidates`; it is rendered when first asked for, and kept.
-    `sides` of the pictures take turns, edit by edit. failures: weight of each of FAILURES (an edit cannot fail in every
-    way); None: all alike.
-    """
-
-    def __init__(
-        self,
-        split: str,
-        edits: int,
-        candidates: int = 1,
-        seed: int = 0,
-        sides: Sequence[int] = tuple(SIDES),
-        failures: Mapping[str, float] | None = None,
-    ):
-        self._split, self._count, self._per_edit, self._seed = split, edits * candidates, candidates, seed
-        self._sides = tuple(sides)
-        failures = dict.fromkeys(FAILURES, 1.0) if failures is None else failures
-        self._failures = {name: weight for name, weight in failures.items() if weight}
-        self._kept: dict[int, tuple[Candidate, np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def side(self, index: int) -> int:
-        """Pixels of a side of the row's pictures."""
-        return self._sides[index // self._per_edit % len(self._sides)]
-
-    def __getitem__(self, index: int) -> tuple[Candidate, np.ndarray, np.ndarray]:
-        if index not in self._kept:
-            edit = index // self._per_edit
-            sample = sample_edit(self._split, edit, seed=self._seed, side=self.side(index))
-            rng = np.random.default_rng([self._seed, 4, index])
-            candidate = random_candidate(sample, rng, tuple(self._failures), tuple(self._failures.values()))
-            self._kept[index] = candidate, render(sample.source), candidate.image()
-        return self._kept[index]
-
-
-LESSONS = ("grounding", "changes", "consistency", "quality")
-"""Sources that EditWorld gives."""
-
-OWN_LESSONS = {"own_consistency": "consistency", "own_quality": "quality"}
-"""Sources that an editor's own edits give, and the kind of each."""
-
-
-def editworld_lessons(world: Candidates, wording: Wording) -> dict[str, EditWorldChats]:
-    """All lessons on the same candidates, by name."""
-    return {kind: EditWorldChats(kind, world, wording) for kind in LESSONS}
-
-
-def own_lessons(edits: OwnEdits, wording: Wording) -> dict[str, EditWorldChats]:
-    """The judge's two questions about an editor's own edits, by name."""
-    return {name: EditWorldChats(kind, edits, wording) for name, kind in OWN_LESSONS.items()}

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from spatialreward_jax.data.chat_rows import GROUNDING_QUESTION, Candidates
-from spatialreward_jax.data.editworld import box_1000, exact_reward, grounding_answer, ranking, render
+from spatialreward_jax.data.editworld import (
+    GROUNDING_QUESTION,
+    box_1000,
+    exact_reward,
+    grounding_answer,
+    ranking,
+    render,
+)
+from spatialreward_jax.data.lessons import Candidates
 from spatialreward_jax.data.mixing import Mixture, Rows
 from spatialreward_jax.evaluation.regions import match, union_iou
 from spatialreward_jax.recipes.optimizing import add_metrics

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import OWN_LESSONS
 from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
+from spatialreward_jax.data.lessons import OWN_LESSONS
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.recipes.optimizing import Optimizing

@@ -16,17 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import (
-    LESSONS,
-    OWN_LESSONS,
-    Candidates,
-    ChatFile,
-    ChatRow,
-    Turn,
-    Wording,
-    editworld_lessons,
-    own_lessons,
-)
+from spatialreward_jax.data.chat_rows import ChatFile, ChatRow, Turn
+from spatialreward_jax.data.lessons import LESSONS, OWN_LESSONS, Candidates, Wording, editworld_lessons, own_lessons
 from spatialreward_jax.data.mixing import Mixture, Rows, mixed_batches
 from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError

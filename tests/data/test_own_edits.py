@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from spatialreward_jax.data.chat_rows import Wording, own_lessons
 from spatialreward_jax.data.editworld import read_truths, render, write_requests
+from spatialreward_jax.data.lessons import Wording, own_lessons
 from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from spatialreward_jax import train
-from spatialreward_jax.data.chat_rows import LESSONS
 from spatialreward_jax.data.editworld import grounding_answer, sample_edit
+from spatialreward_jax.data.lessons import LESSONS
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import write_png
 from spatialreward_jax.mesh import make_mesh

@@ -2,11 +2,11 @@
 
 import pytest
 
-from spatialreward_jax.data.chat_rows import Candidates
 from spatialreward_jax.data.editworld import consistency_answer, quality_answer
 from spatialreward_jax.data.editworld.candidates import MAX_REGIONS
 from spatialreward_jax.data.editworld.observed import observe
 from spatialreward_jax.data.editworld.oracle import oracle_scores
+from spatialreward_jax.data.lessons import Candidates
 
 EDITS = 36
 
