@@ -86,9 +86,11 @@ _RANKING_VALUES = {
     "3-way": Value(_RESULTS, ("tables", "by size", "3pair", "correct")),
     "4-way": Value(_RESULTS, ("tables", "by size", "4pair", "correct")),
     "all ranks": Value(_RESULTS, ("figures", "accuracy", "value")),
+    "valid rankings": Value(_RESULTS, ("counts", "ok")),
+}
+_REGION_VALUES = {
     "region IoU": Value(_RESULTS, ("regions", "union_iou")),
     "box precision": Value(_RESULTS, ("regions", "precision_at_50")),
-    "valid rankings": Value(_RESULTS, ("counts", "ok")),
 }
 
 
@@ -109,7 +111,7 @@ def _judge_arm(boxes: bool, cited: bool) -> Arm:
         parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
         return [training, ["evaluate", f"--model={place.folder / 'train/judge'}", parsing, *_on(place)]]
 
-    return Arm(commands, _RANKING_VALUES, minutes=20)
+    return Arm(commands, _RANKING_VALUES | (_REGION_VALUES if boxes else {}), minutes=20)
 
 
 def _aggregation_arm(kind: str) -> Arm:
@@ -125,7 +127,7 @@ def _aggregation_arm(kind: str) -> Arm:
         reading = (f"--answers={answered(place) / 'answers.jsonl'}", f"--aggregation={kind}", f"--seed={place.seed}")
         return [["evaluate", *reading, *_on(place)]]
 
-    return Arm(commands, _RANKING_VALUES, minutes=5, shared=shared)
+    return Arm(commands, _RANKING_VALUES | _REGION_VALUES, minutes=5, shared=shared)
 
 
 def _box_error_arm(error: float) -> Arm:
