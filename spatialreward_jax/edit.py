@@ -19,6 +19,7 @@ from spatialreward_jax.editor.prompts import edit_turns
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import PRESETS, sampler_preset
 from spatialreward_jax.io.images import read_image, write_png
+from spatialreward_jax.mesh import mesh_of
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.types import SCORE_MODES, Edit
 
@@ -41,6 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "score_mode", "answered", SCORE_MODES, "Its scores as written, or (fewer ties) as means; needs --constrained."
     )
+    flags.DEFINE_string("mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device.")
 
 
 def main(_argv: list[str]) -> int:
@@ -52,10 +54,12 @@ def main(_argv: list[str]) -> int:
     preset = sampler_preset(given.preset)
     sources = [read_image(path) for path in given.source]
     size = parse_size(given.size)
-    judge = None
+    judge, mesh = None, mesh_of(given.mesh)
     if given.best_of:
-        judge = RewardModel.from_pretrained(given.judge, constrained=given.constrained, score_mode=given.score_mode)
-    editor = Editor.from_pretrained(given.model, adapter=given.adapter or None, alpha=given.alpha)
+        judge = RewardModel.from_pretrained(
+            given.judge, mesh=mesh, constrained=given.constrained, score_mode=given.score_mode
+        )
+    editor = Editor.from_pretrained(given.model, adapter=given.adapter or None, alpha=given.alpha, mesh=mesh)
     source = sources[0] if len(sources) == 1 else sources
     images = editor.edit(
         source, given.instruction, num_samples=given.num_samples, seed=given.seed, preset=preset, size=size

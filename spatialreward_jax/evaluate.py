@@ -71,6 +71,9 @@ _EDITOR = flags.DEFINE_string("editor", "", "gedit: the editor that makes the im
 _EDITOR_ADAPTER = flags.DEFINE_string("editor_adapter", "", "gedit: LoRA adapter to put on the editor.")
 _IMAGES = flags.DEFINE_string("images", "", "gedit: folder with images made before (fullset/GROUP/LANGUAGE/KEY.png).")
 _LANGUAGE = flags.DEFINE_enum("language", "en", ["en", "cn"], "gedit: language of the instructions.")
+_MESH = flags.DEFINE_string(
+    "mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device."
+)
 _SAMPLES = flags.DEFINE_integer("num_samples", 1, "gedit: images per request, of which the best counts.", lower_bound=1)
 
 
@@ -128,7 +131,12 @@ _OF_OUR_WORDING = ("parsing", "aggregation")
 
 def _check_flags(judge: str) -> None:
     """Raises InputError for a flag that this kind of judge would ignore."""
-    without = {"model": (), "answers": _OF_THE_MODEL, "vie_url": _OF_THE_MODEL + _OF_OUR_WORDING}[judge]
+    nets = () if _EDITOR.value else ("mesh",)
+    without = {
+        "model": (),
+        "answers": _OF_THE_MODEL + nets,
+        "vie_url": _OF_THE_MODEL + _OF_OUR_WORDING + nets,
+    }[judge]
     if ignored := [name for name in without if flags.FLAGS[name].present]:
         raise InputError(f"--{ignored[0]} has no effect on a judge given by --{judge}: leave it out")
 
@@ -139,6 +147,7 @@ def _judge(aggregation: Aggregation) -> Judge:
             raise InputError("--vie_url needs --vie_model, the name of the model there")
         return VIEJudge(_VIE_URL.value, _VIE_MODEL.value)
     from spatialreward_jax.memory import keep_freed_memory  # here: answers are evaluated without loading any net
+    from spatialreward_jax.mesh import mesh_of
     from spatialreward_jax.reward.judge import RewardModel
     from spatialreward_jax.reward.vlm import Decoding
 
@@ -146,6 +155,7 @@ def _judge(aggregation: Aggregation) -> Judge:
     return RewardModel.from_pretrained(
         _MODEL.value,
         adapter=_ADAPTER.value or None,
+        mesh=mesh_of(_MESH.value),
         pixel_policy=_PIXELS.value,
         templates=_TEMPLATES.value or None,
         parsing=_PARSING.value,
@@ -165,6 +175,7 @@ def _gedit() -> tuple[Benchmark, dict]:
     if _EDITOR.value:
         from spatialreward_jax.editor import Editor
         from spatialreward_jax.io.pretrained import resolve
+        from spatialreward_jax.mesh import mesh_of
         from spatialreward_jax.reward.loading import fingerprint
 
         folders = [
@@ -172,7 +183,7 @@ def _gedit() -> tuple[Benchmark, dict]:
             *([pathlib.Path(_EDITOR_ADAPTER.value)] if _EDITOR_ADAPTER.value else []),
         ]
         weights = [fingerprint(sorted(folder.rglob("*.safetensors"))) for folder in folders]
-        editor = Editor.from_pretrained(_EDITOR.value, adapter=_EDITOR_ADAPTER.value or None)
+        editor = Editor.from_pretrained(_EDITOR.value, adapter=_EDITOR_ADAPTER.value or None, mesh=mesh_of(_MESH.value))
         say = _progress("images")
         gedit.generate(
             _DATA.value,

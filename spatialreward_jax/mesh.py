@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from spatialreward_jax.errors import InputError
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 """Mesh axes over which a batch axis is split."""
@@ -39,6 +41,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     if int(np.prod(sizes)) != devices.size:
         raise ValueError(f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, there are {devices.size}")
     return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """ "4,2,1" -> sizes of the mesh axes data, fsdp, tensor. Raises InputError."""
+    try:
+        return dict(zip(AXES, (int(part) for part in text.split(",")), strict=True))
+    except ValueError as error:
+        raise InputError(f"--mesh={text}: want three numbers data,fsdp,tensor, one may be -1 (what is left)") from error
+
+
+def mesh_of(text: str) -> Mesh:
+    """The mesh that a program's --mesh asks for; "" is the first device alone. Raises InputError."""
+    try:
+        return make_mesh(**parse_mesh(text)) if text else make_mesh(devices=jax.devices()[:1])
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def path_name(path: tuple) -> str:

@@ -43,6 +43,7 @@ from spatialreward_jax.evaluation.attention_maps import probe_of, save_attention
 from spatialreward_jax.evaluation.diagnostics import summary
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.io.int8 import FORMATS
+from spatialreward_jax.mesh import mesh_of
 from spatialreward_jax.reporting.overlay import score_overlay
 from spatialreward_jax.reward.aggregate import KINDS
 from spatialreward_jax.reward.judge import RewardModel
@@ -73,6 +74,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
     flags.DEFINE_enum("score_mode", "answered", SCORE_MODES, "Scores as written, or as means (needs --constrained).")
     flags.DEFINE_integer("batch_size", 64, "Edits of --jsonl that are scored at a time.", lower_bound=1)
+    flags.DEFINE_string("mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device.")
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -162,6 +164,7 @@ def main(_argv: Sequence[str]) -> None:
     model = RewardModel.from_pretrained(
         given.model,
         adapter=given.adapter or None,
+        mesh=mesh_of(given.mesh),
         pixel_policy=given.pixel_policy,
         templates=given.templates or None,
         parsing=given.parsing,

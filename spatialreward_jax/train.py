@@ -22,7 +22,7 @@ from spatialreward_jax import cli, processes
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.checkpoints import Checkpoints, Restored, SaveError, abstract
 from spatialreward_jax.memory import keep_freed_memory
-from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.mesh import mesh_of, parse_mesh
 from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
 from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError
@@ -167,15 +167,6 @@ def write_end(workdir: pathlib.Path, summary: dict[str, Any], charts: Sequence[C
         )
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """ "4,2,1" -> sizes of the mesh axes data, fsdp, tensor. Raises InputError."""
-    try:
-        sizes = dict(zip(("data", "fsdp", "tensor"), (int(part) for part in text.split(",")), strict=True))
-    except ValueError as error:
-        raise InputError(f"--mesh={text}: want three numbers data,fsdp,tensor, one may be -1 (what is left)") from error
-    return sizes
-
-
 def define_flags() -> None:
     """The program's flags; not at import, so that programs can import each other."""
     config_flags.DEFINE_config_file("config", None, "Config file, with :preset behind it.", lock_config=True)
@@ -207,7 +198,8 @@ def main(_argv: list[str]) -> int:
         raise InputError(f"cannot read the config file of --config={given['config'].config_filename}")
     if not given.workdir:
         raise InputError("--workdir=DIR is missing: the folder for checkpoints, event files and the summary")
-    config, settings, sizes = given.config, Settings.from_config(given.config), parse_mesh(given.mesh)
+    config, settings = given.config, Settings.from_config(given.config)
+    parse_mesh(given.mesh)  # a mistake there need not wait for the other processes
     recipe, workdir = load_recipe(config.task), pathlib.Path(given.workdir).absolute()
     processes.initialize(given.coordinator, given.num_processes, given.process_id, heartbeat=given.heartbeat)
     try:
@@ -216,10 +208,7 @@ def main(_argv: list[str]) -> int:
             (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write in --workdir={workdir}: {error.strerror}") from error
-    try:
-        mesh = make_mesh(**sizes)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    mesh = mesh_of(given.mesh)
     keep_freed_memory()
     processes.say(f"{len(jax.devices())} devices ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}")
     task = processes.together(lambda: recipe.make_task(config, mesh, workdir))

@@ -123,6 +123,8 @@ def test_mistakes_get_one_line_before_any_compilation(folder):
         "pixel_policy": edit(folder, pixel_policy="huge"),
         "template set": edit(folder, **model, templates="unknown"),
         "is no adapter": edit(folder, **model, adapter=folder),
+        "want three numbers": edit(folder, mesh="8"),
+        "needs 3 devices": edit(folder, mesh="3,1,1"),
     }
     for (why, case), (status, out, err, compiled) in zip(cases.items(), run(cases.values()), strict=True):
         assert status == 2 and out == "" and compiled == 0, (case, err)
@@ -150,3 +152,17 @@ def test_embedded_judge_end_to_end(folder):
     mean = np.mean([record["attention"]["source_entropy"] for record in records])
     assert whole["edits"] == 2 and whole["source_entropy"]["value"] == pytest.approx(mean, abs=1e-4)
     assert -1 <= whole["edited_consistency"] <= 1
+
+
+@pytest.mark.slow
+def test_a_mesh_of_all_devices_gives_the_same_scores(folder):
+    command = [sys.executable, "-m", "spatialreward_jax.score", f"--jsonl={folder}/rows.jsonl", "--constrained"]
+    command += ["--score_mode=expected", "--max_new_tokens=48"]
+    one, spread = ([*command, *flags] for flags in ([], ["--mesh=-1,2,2"]))
+    done = [subprocess.run(words, capture_output=True, text=True, timeout=300) for words in (one, spread)]
+    assert [run.returncode for run in done] == [0, 0], [run.stderr for run in done]
+    ours, theirs = ([json.loads(line) for line in run.stdout.splitlines()] for run in done)
+    assert len(ours) == 2 and all(record["valid"] for record in ours)
+    for a, b in zip(ours, theirs):
+        assert a["raw_sc"] == b["raw_sc"] and a["identity"] == b["identity"]
+        assert a["overall"] == pytest.approx(b["overall"], abs=1e-4)
