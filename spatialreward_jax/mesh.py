@@ -70,7 +70,7 @@ def shardings(abstract: Any, rules: Rules, mesh: Mesh) -> Any:
     A row's axes stand for the leading dimensions; an axis name, a tuple of names, or None each.
 
     Raises:
-      ValueError: a path matches no row or several, or a dimension is no multiple of its mesh axes' size.
+      ValueError: a path matches no row or several. InputError: a dimension is no multiple of its mesh axes' size.
     """
 
     def one(path, leaf):
@@ -83,7 +83,9 @@ def shardings(abstract: Any, rules: Rules, mesh: Mesh) -> Any:
         for size, axes in zip(leaf.shape, hits[0]):
             parts = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
             if size % parts:
-                raise ValueError(f"{name} {leaf.shape}: {size} is no multiple of mesh axis {axes}={parts}")
+                raise InputError(
+                    f"{name} {leaf.shape}: {size} is no multiple of mesh axis {axes}={parts}: choose another --mesh"
+                )
         return NamedSharding(mesh, P(*hits[0]))
 
     return jax.tree_util.tree_map_with_path(one, abstract)

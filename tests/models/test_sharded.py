@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.mesh import batch_sharding, make_mesh, path_name, serving_mesh, shardings
 from spatialreward_jax.models import autoencoder_kl, lora, omnigen2, qwen2_5_text, qwen3_vl
@@ -279,3 +280,5 @@ def test_a_serving_mesh_never_cuts_a_head():
     assert laid.devices.flatten().tolist() == mesh.devices.flatten().tolist()
     with pytest.raises(ValueError, match="0 sharding rules"):
         serving_mesh(mesh, nnx.to_pure_dict(state), qwen3_vl.SHARDING[1:])
+    with pytest.raises(InputError, match="tensor=8: choose another --mesh"):
+        shardings(nnx.to_pure_dict(state), qwen3_vl.SHARDING, make_mesh(1, 1, 8))
