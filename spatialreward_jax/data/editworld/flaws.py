@@ -32,10 +32,10 @@ def degradation(
     p, e = picture.mean(-1, keepdims=True), expected.mean(-1, keepdims=True)
     other = np.sqrt((blur(picture - expected, 3.0) ** 2).sum(-1)) > _OUTLIER
     same = usable & ~scipy.ndimage.binary_dilation(other, iterations=4)
-    blocky = block_means(e) - e
+    both = np.concatenate([e, block_means(e) - e], -1)
     best, untouched = (np.inf, 0.0, 0.0), 0.0
     for sigma in SIGMAS:
-        soft, soft_blocky = (blur(a, sigma) if sigma else a for a in (e, blocky))
+        soft, soft_blocky = np.split(blur(both, sigma) if sigma else both, 2, -1)
         gap, direction = (p - soft)[same], soft_blocky[same]
         share = 0.0
         for _ in range(3):  # reweighted: pixels that show something else count little

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -194,9 +195,9 @@ class Page:
         where = SIZES[size] * self.picture.shape[0], center[0] - left, center[1] - top, window
         alpha, body, accent, light = masks(kind, texture, *where)
         base, second = (_palette(which, self.tone)[list(COLORS).index(color)] for which in (False, True))
-        tint = self._soft((alpha - body) * RIM * light + (body - accent) * light)[..., None] * base
-        tint = tint + self._soft(accent * light)[..., None] * second
-        drawn = tint + (1 - self._soft(alpha))[..., None] * _cut(self.ground, left, top, window)
+        first, other, whole = self._soft((alpha - body) * RIM * light + (body - accent) * light, accent * light, alpha)
+        tint = first[..., None] * base + other[..., None] * second
+        drawn = tint + (1 - whole)[..., None] * _cut(self.ground, left, top, window)
         gap = (_cut(self.picture, left, top, window) - drawn) ** 2
         return float((gap.sum(-1) * _cut(self.usable, left, top, window)).sum())
 
@@ -207,7 +208,7 @@ class Page:
         window = int(np.ceil(SIZES[size] * side)) + 5 + 2 * round(self.sigma)
         left, top = (int(np.floor(c - window / 2 + 0.5)) for c in center)
         where = SIZES[size] * side, center[0] - left, center[1] - top, window
-        layers = {texture: masks(kind, texture, *where) for texture in TEXTURES}
+        layers = {texture: masks(kind, texture, *where) for texture in textures_of(kind)}
         alpha, body, _, light = layers["plain"]
         inner = _cut(self.usable, left, top, window) * (body > 0.6)
         accents = [inner * layers[texture][2] for texture in textures_of(kind)[1:]]
@@ -215,17 +216,19 @@ class Page:
         parts = np.stack(
             [part / part.sum() for part in parts if part.sum() > 0.5] or [inner.ravel() / max(inner.sum(), 1)]
         )
+        paints = [
+            layer for _, body, accent, light in layers.values() for layer in ((body - accent) * light, accent * light)
+        ]
+        whole, rim, *paints = self._soft(alpha, (alpha - body) * light, *paints)
+        paints = dict(zip(layers, zip(paints[::2], paints[1::2])))
         seen = parts @ _cut(self.picture, left, top, window).reshape(-1, 3)
-        behind = parts @ (
-            np.clip(1 - self._soft(alpha), 0, 1)[..., None] * _cut(self.ground, left, top, window)
-        ).reshape(-1, 3)
-        rim = parts @ (self._soft((alpha - body) * light) * RIM).ravel()
+        behind = parts @ (np.clip(1 - whole, 0, 1)[..., None] * _cut(self.ground, left, top, window)).reshape(-1, 3)
+        rim = parts @ (rim * RIM).ravel()
         bases, seconds = (_palette(accent, self.tone) for accent in (False, True))
         options, distances = [], []
-        for texture in textures_of(kind):
-            _, body, accent, light = layers[texture]
-            first = parts @ self._soft((body - accent) * light).ravel() + rim
-            second = parts @ self._soft(accent * light).ravel()
+        for texture in layers:
+            first, second = (parts @ soft.ravel() for soft in paints[texture])
+            first = first + rim
             drawn = np.clip(first[:, None, None] * bases + second[:, None, None] * seconds + behind[:, None], 0, 255)
             distances.append(((seen[:, None] - drawn) ** 2).sum(-1).mean(0))
             options += [(color, texture) for color in COLORS]
@@ -235,8 +238,9 @@ class Page:
         """Contrast above _FAINT at which a shape is fully there; without colours less is left of it."""
         return 0.55 * MIN_CONTRAST if self.tone not in COLORLESS else 12.0
 
-    def _soft(self, mask: np.ndarray) -> np.ndarray:
-        return blur(np.array(mask)[..., None], self.sigma)[..., 0] if self.sigma else mask
+    def _soft(self, *masks: np.ndarray) -> Sequence[np.ndarray]:
+        """Masks [H, W] as blurred as the picture; together, because a blur of one costs nearly as much."""
+        return np.moveaxis(blur(np.stack(masks, -1), self.sigma), -1, 0) if self.sigma else masks
 
 
 @functools.cache

@@ -68,6 +68,26 @@ def _accent(texture: str, u, v):
     return np.zeros(u.shape, bool)
 
 
+def _coverage(points: np.ndarray) -> np.ndarray:
+    """Share of a pixel's points that are set. bool [window * SAMPLES] * 2 -> float32 [window, window]."""
+    window = len(points) // SAMPLES
+    rows = points.reshape(window, SAMPLES, -1).sum(1, dtype=np.uint16)
+    counts = rows.reshape(window, window, SAMPLES).sum(-1, dtype=np.uint16)
+    return (counts / SAMPLES**2).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)  # large; the textures of a shape are asked for one after the other
+def _outline(kind: str, diameter: float, dx: float, dy: float, window: int) -> tuple[np.ndarray, ...]:
+    """What all textures of a shape share, see `masks` -> (u, v, points of the body, alpha, body, light)."""
+    grid = (np.arange(window * SAMPLES, dtype=np.float64) + 0.5) / SAMPLES
+    u, v = np.meshgrid((grid - dx) * 2 / diameter, (grid - dy) * 2 / diameter)
+    whole = inside(kind, u, v)
+    body = whole & inside(kind, u, v, BODY)
+    centers = (np.arange(window, dtype=np.float32) + 0.5) * 2 / diameter
+    light = 1 - LIGHT * ((centers[None, :] - dx * 2 / diameter) + (centers[:, None] - dy * 2 / diameter)) / 2
+    return u, v, body, _coverage(whole), _coverage(body), np.ascontiguousarray(light, np.float32)
+
+
 @functools.lru_cache(maxsize=2048)
 def masks(kind: str, texture: str, diameter: float, dx: float, dy: float, window: int) -> tuple[np.ndarray, ...]:
     """Coverage of a shape in a square window of pixels.
@@ -76,18 +96,8 @@ def masks(kind: str, texture: str, diameter: float, dx: float, dy: float, window
     -> (alpha, body, accent, light), float32 [window, window]: all of the shape, the part inside the rim, the part of
     the body in the texture's second colour (all 0..1), and the light's factor around 1. Arrays are read-only.
     """
-    grid = (np.arange(window * SAMPLES, dtype=np.float64) + 0.5) / SAMPLES
-    u, v = np.meshgrid((grid - dx) * 2 / diameter, (grid - dy) * 2 / diameter)
-    whole = inside(kind, u, v)
-    body = whole & inside(kind, u, v, BODY)
-    accent = body & _accent(texture, u, v)
-
-    def coverage(bits):
-        return bits.reshape(window, SAMPLES, window, SAMPLES).mean((1, 3)).astype(np.float32)
-
-    centers = (np.arange(window, dtype=np.float32) + 0.5) * 2 / diameter
-    light = 1 - LIGHT * ((centers[None, :] - dx * 2 / diameter) + (centers[:, None] - dy * 2 / diameter)) / 2
-    out = tuple(np.ascontiguousarray(a, np.float32) for a in (*map(coverage, (whole, body, accent)), light))
+    u, v, points, alpha, body, light = _outline(kind, diameter, dx, dy, window)
+    out = alpha, body, _coverage(points & _accent(texture, u, v)), light
     for array in out:
         array.flags.writeable = False
     return out
