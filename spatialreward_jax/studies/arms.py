@@ -95,10 +95,9 @@ _REGION_VALUES = {
 
 
 def _judge_arm(boxes: bool, cited: bool) -> Arm:
-    """The embedded judge taught to answer this way: no budget of minutes brings a judge from nothing to ranking.
+    """The embedded judge taught to answer this way; from nothing, minutes bring no judge to ranking.
 
-    It had learnt cited answers, hours of them: what the others rank worse is what the way is worth, or what they had
-    not yet unlearnt.
+    It had learnt cited answers for hours: where the others rank worse, the way is worse, or was not yet learnt.
     """
 
     def commands(place: Place) -> list[list[str]]:
