@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile hundreds of small programs and run each a few times: cheap code generation makes them compile four times
@@ -18,6 +19,17 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_configure(config):
+    """What one test compiled, others need not: all processes of a run share a cache that ends with it."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # a worker, or a cache of the user's own
+    folder = tempfile.TemporaryDirectory(prefix="compiled-")
+    config.add_cleanup(folder.cleanup)
+    for name, value in (("compilation_cache_dir", folder.name), ("persistent_cache_min_compile_time_secs", 0.5)):
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+        jax.config.update(f"jax_{name}", value)
 
 
 @pytest.fixture(scope="session")
