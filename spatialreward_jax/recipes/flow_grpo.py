@@ -50,6 +50,10 @@ CHARTS = (
     Chart("Reward of the sampled edits", {"reward": "reward", "judge": "reward/judge/reward"}),
     Chart("Truth (oracle) of the sampled edits", {"oracle": "reward/oracle/reward"}),
     Chart("Held-out edits, same noise", {n: f"heldout/{n}" for n in ("oracle", "reward", "judge")}),
+    Chart(
+        "Held-out edits, truth of 25: what was asked, what was to stay",
+        {"success": "heldout/success", "no over-editing": "heldout/no_overedit"},
+    ),
     Chart("Guards", {"reward": "reward/guards/reward", "outside change": "reward/guards/outside_change"}),
     Chart("Health of rewards", {"invalid": "invalid_share", "flat groups": "zero_std_share"}),
     Chart("Spread of rewards", {"all": "reward_std", "within groups": "reward_group_std"}),

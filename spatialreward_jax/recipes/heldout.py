@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialreward_jax.data.editworld.oracle import Oracle
+from spatialreward_jax.data.editworld.rule import Scores
 from spatialreward_jax.data.pipeline import load_batch
 from spatialreward_jax.data.requests import read_requests
 from spatialreward_jax.flow import ode_plan
@@ -42,21 +43,22 @@ class HeldoutEdits:
         self.after: list[float] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
-        """Yields means over the requests and standard errors: "oracle" is the truth, "no_overedit" (0..25) its word on
-        what was to stay, "reward" the run's own, "judge" the judge's part, whether it counts or not."""
-        oracle, reward, kept, judge = [], [], [], []
+        """Yields means over the requests and standard errors: "oracle" is the truth, the names of `Scores` its four
+        parts (0..25), "reward" the run's own, "judge" the judge's part, whether it counts or not."""
+        found: dict[str, list[float]] = {name: [] for name in ("oracle", "reward", "judge", *Scores._fields)}
         for rewards in self._scored(state):
-            oracle += rewards.parts["oracle/reward"].tolist()
-            kept += rewards.parts["oracle/no_overedit"].tolist()
-            reward += rewards.reward[rewards.valid].tolist()
-            judge += [value for value in rewards.parts.get("judge/reward", ()) if np.isfinite(value)]
-        self.after = oracle
-        self.before = self.before or oracle
-        for name, values in (("oracle", oracle), ("no_overedit", kept), ("reward", reward), ("judge", judge)):
+            found["oracle"] += rewards.parts["oracle/reward"].tolist()
+            found["reward"] += rewards.reward[rewards.valid].tolist()
+            found["judge"] += [value for value in rewards.parts.get("judge/reward", ()) if np.isfinite(value)]
+            for name in Scores._fields:
+                found[name] += rewards.parts[f"oracle/{name}"].tolist()
+        self.after = found["oracle"]
+        self.before = self.before or self.after
+        for name, values in found.items():
             if values:
                 yield name, float(np.mean(values))
                 yield f"{name}_sem", standard_error(values)
-        yield "invalid_share", 1 - len(reward) / len(oracle)
+        yield "invalid_share", 1 - len(found["reward"]) / len(self.after)
 
     def gain(self, history: History) -> dict[str, Any]:
         """Means before and after the run, and the paired difference of the oracle's scores with its 95% interval."""
@@ -71,7 +73,7 @@ class HeldoutEdits:
             "oracle_gain_ci95": [float(apart.mean() - half), float(apart.mean() + half)],
         } | {
             f"heldout_{name}_{when}": found.get(f"heldout/{name}")
-            for name in ("reward", "judge", "no_overedit")
+            for name in ("reward", "judge", *Scores._fields)
             for when, found in (("before", history.eval_first), ("after", history.eval_last))
         }
 

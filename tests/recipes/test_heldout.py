@@ -72,6 +72,8 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
     assert gain["oracle_gain_ci95"] == pytest.approx([apart.mean() - half, apart.mean() + half])
     assert gain["oracle_gain"] == pytest.approx(apart.mean())
     assert gain["heldout_no_overedit_after"] == last["no_overedit"] and gain["heldout_reward_before"] == 1
+    assert gain["heldout_success_before"] == pytest.approx(0, abs=1) and gain["heldout_success_after"] > 22
+    assert gain["heldout_no_overedit_before"] == pytest.approx(25, abs=1), "an editor that does nothing keeps all"
     assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
     assert first["invalid_share"] == 0
 
