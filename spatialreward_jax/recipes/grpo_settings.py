@@ -162,6 +162,11 @@ def _heldout_path(config: ConfigDict, workdir: pathlib.Path) -> str:
     return _written(workdir / "heldout", "validation", count, config.seed)
 
 
+def decoding_of(judge: ConfigDict) -> Decoding:
+    """How the judge of a config writes; `Decoding.sampler` refuses what cannot be."""
+    return Decoding(max_new_tokens=judge.max_new_tokens, constrained=judge.constrained, score_mode=judge.score_mode)
+
+
 def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> WeightedReward:
     """The weighted sum of the config's reward backends; the judge is loaded onto the mesh.
 
@@ -188,11 +193,7 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
                 templates=judge.templates or None,
                 parsing=judge.parsing,
                 aggregation=judge.aggregate,
-                decoding=Decoding(
-                    max_new_tokens=judge.max_new_tokens,
-                    constrained=judge.constrained,
-                    score_mode=judge.score_mode,
-                ),
+                decoding=decoding_of(judge),
                 limits=Limits(batch=judge.batch),
                 quantize=judge.quantize or None,
             )

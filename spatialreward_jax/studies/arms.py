@@ -147,6 +147,8 @@ _RL_VALUES = {
     "gain high": Value(_SUMMARY, ("oracle_gain_ci95", 1)),
     "reward before": Value(_SUMMARY, ("heldout_reward_before",)),
     "reward after": Value(_SUMMARY, ("heldout_reward_after",)),
+    "success before": Value(_SUMMARY, ("heldout_success_before",)),
+    "success after": Value(_SUMMARY, ("heldout_success_after",)),
     "kept before": Value(_SUMMARY, ("heldout_no_overedit_before",)),
     "kept after": Value(_SUMMARY, ("heldout_no_overedit_after",)),
     "seconds": Value(_SUMMARY, ("seconds",)),
@@ -184,10 +186,11 @@ def _rewards(judge: float = 0.0, oracle: float = 0.0) -> list[str]:
     return [f"--config.rewards.{name}={w}" for name, w in (("judge", judge), ("guards", 0.0), ("oracle", oracle))]
 
 
-def _without_boxes(place: Place) -> list[str]:
-    judge = judge_folder(place.root, "none", place.seed)
-    return [*_rewards(judge=1.0), f"--config.judge.model={judge}", "--config.judge.parsing=no_regions",
-            "--config.judge.constrained=False"]  # fmt: skip
+def _judged(boxes: str, parsing: str) -> Callable[[Place], list[str]]:
+    """RL with a judge of the study "boxes". The grammar knows no answers without boxes, so none is held to it."""
+    flags = [*_rewards(judge=1.0), "--config.judge.constrained=False", "--config.judge.score_mode=answered"]
+    flags.append(f"--config.judge.parsing={parsing}")
+    return lambda place: [*flags, f"--config.judge.model={judge_folder(place.root, boxes, place.seed)}"]
 
 
 STUDIES: Mapping[str, Study] = {
@@ -206,9 +209,8 @@ STUDIES: Mapping[str, Study] = {
     "reward": Study(
         "What does the editor learn from the judge with boxes, the judge without, and the truth itself?",
         {
-            "cited": _rl_arm(lambda place: [*_rewards(judge=1.0), "--config.judge.model="
-                                            f"{judge_folder(place.root, 'cited', place.seed)}"]),
-            "none": _rl_arm(_without_boxes),
+            "cited": _rl_arm(_judged("cited", "strict")),
+            "none": _rl_arm(_judged("none", "no_regions")),
             "oracle": _rl_arm(lambda place: _rewards(oracle=1.0)),
         },
     ),

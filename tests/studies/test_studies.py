@@ -1,6 +1,8 @@
 """Studies with a stand-in for the programs, and the real arms' flags against the real configs and programs."""
 
+import ast
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.recipes.grpo_settings import decoding_of
 from spatialreward_jax.studies import (
     STUDIES,
     Arm,
@@ -143,7 +146,10 @@ def test_the_flags_of_every_arm_exist(study, name, tmp_path):
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             config = module.get_config()
-            for flag in (flag for flag in given if flag.startswith("config.")):
-                value = config
-                for key in flag.split(".")[1:]:
-                    value = value[key]
+            for flag, value in (word.removeprefix("--").split("=") for word in words if word.startswith("--config.")):
+                *folders, key = flag.split(".")[1:]
+                section = functools.reduce(getattr, folders, config)
+                assert key in section, flag
+                section[key] = value if isinstance(section[key], str) else ast.literal_eval(value)
+            if config.task == "flow_grpo":
+                decoding_of(config.judge).sampler()  # refuses what does not go together
