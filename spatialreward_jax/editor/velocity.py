@@ -1,6 +1,5 @@
 """The transformer as the velocity function that `flow` and `rl` take."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,12 @@ def velocity_fn(graphs: lora.Graphs, adapters: Any | None, base: Any, dtype: Any
     `cond` leads with a prefix of the samples' axes: [P, ...] for samples [P, G, ...]. Without adapters it is the
     reference policy.
     """
-    return functools.partial(_velocity, graphs, jnp.dtype(dtype), adapters, base)
 
+    def velocity(x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
+        lead = x.shape[:-2]
+        flat = constrain(x.reshape(-1, *x.shape[-2:]), BATCH)
+        rows = cond.repeat(flat.shape[0] // cond.text.shape[0])
+        v = lora.apply(graphs, adapters, base, flat.astype(dtype), t.reshape(-1), rows)
+        return v.astype(jnp.float32).reshape(*lead, *x.shape[-2:])
 
-# Jitted here, so that a net is traced once per shape, however often the programs of a run call it.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _velocity(graphs, dtype, adapters, base, x: jax.Array, t: jax.Array, cond: Conditioning) -> jax.Array:
-    lead = x.shape[:-2]
-    flat = constrain(x.reshape(-1, *x.shape[-2:]), BATCH)
-    rows = cond.repeat(flat.shape[0] // cond.text.shape[0])
-    v = lora.merge(graphs, adapters, base)(flat.astype(dtype), t.reshape(-1), rows)
-    return v.astype(jnp.float32).reshape(*lead, *x.shape[-2:])
+    return velocity

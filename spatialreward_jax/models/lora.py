@@ -113,6 +113,12 @@ def merge(graphs: Graphs, adapters: Any | None, base: Any, *, dropout_key: jax.A
     return model
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(graphs: Graphs, adapters: Any | None, base: Any, *inputs: Any) -> Any:
+    """`merge(graphs, adapters, base)(*inputs)`, traced once per shape, however many programs call it and how often."""
+    return merge(graphs, adapters, base)(*inputs)
+
+
 def find(model: nnx.Module, path: str) -> nnx.Module:
     """The submodule at a dotted path."""
     return functools.reduce(getattr, path.split("."), model)

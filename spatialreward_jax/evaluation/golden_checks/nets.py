@@ -40,8 +40,8 @@ class AdaptedNet(NamedTuple):
     base: dict
 
     def bind(self, adapters: Any, base: Any) -> Any:
-        """The module with these parameters; `adapters` None gives the net without adapter."""
-        return lora.merge(self.graphs, adapters, base)
+        """The net with these parameters, to be called; `adapters` None gives the net without adapter."""
+        return functools.partial(lora.apply, self.graphs, adapters, base)
 
 
 class Goldens:

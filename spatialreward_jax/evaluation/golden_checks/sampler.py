@@ -1,5 +1,6 @@
 """sampler.npz: time grids and noise scales, and an ODE and an SDE rollout with replayed noise, decoded."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from spatialreward_jax.evaluation.golden_checks.case import Case
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens, channels_first
 from spatialreward_jax.flow import Guidance, guided, sde, time_grid
 from spatialreward_jax.flow.sampler import Trajectory
+from spatialreward_jax.models import lora
 from spatialreward_jax.models.omnigen2 import unpack
 
 
@@ -21,9 +23,10 @@ def check(case: Case, goldens: Goldens) -> None:
     settings, net = goldens.settings["sampler"], goldens.transformer
     check_schedules(case, settings["sde"]["sigma_coef"])
     scene, guidance = editing.read_scene(case, goldens), editing.read_guidance(settings)
-    policy = lambda params, frozen, x, t, cond: net.bind(params)(x, t, cond)
-    sample = editing.sampling_program(policy, scene, guidance)
-    velocities, decode = velocity_program(net.bind, scene, guidance), decoder(goldens)
+    graphs = lora.Graphs(net.graph, net.graph)  # no adapter
+    bind = lambda params: functools.partial(lora.apply, graphs, None, params)
+    sample = editing.sampling_program(lambda params, frozen, *inputs: bind(params)(*inputs), scene, guidance)
+    velocities, decode = velocity_program(bind, scene, guidance), decoder(goldens)
     for kind in ("ode", "sde"):
         times = scene.times(settings["steps"], settings[kind]["time_shift_base"])
         coef = settings[kind].get("sigma_coef", 0.0)
