@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from spatialreward_jax import cli
+from spatialreward_jax import cli, judge_flags
 from spatialreward_jax.editor import Editor
 from spatialreward_jax.editor.prompts import edit_turns
 from spatialreward_jax.errors import InputError
@@ -21,7 +21,7 @@ from spatialreward_jax.flow import PRESETS, sampler_preset
 from spatialreward_jax.io.images import read_image, write_png
 from spatialreward_jax.mesh import mesh_of
 from spatialreward_jax.reward.judge import RewardModel
-from spatialreward_jax.reward.types import SCORE_MODES, Edit
+from spatialreward_jax.reward.types import Edit
 
 
 def define_flags() -> None:
@@ -38,11 +38,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "omnigen2", sorted(PRESETS), "Sampler settings.")
     flags.DEFINE_boolean("best_of", False, "Score the samples and keep the best one.")
     flags.DEFINE_string("judge", "embedded", "Judge for --best_of: folder in the Qwen3-VL layout, or embedded.")
-    flags.DEFINE_bool("constrained", False, "Let that judge write readable answers only, by a grammar.")
-    flags.DEFINE_enum(
-        "score_mode", "answered", SCORE_MODES, "Its scores as written, or (fewer ties) as means; needs --constrained."
-    )
-    flags.DEFINE_string("mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device.")
+    judge_flags.define_writing()
+    judge_flags.define_mesh()
+    flags.adopt_module_key_flags(judge_flags)
 
 
 def main(_argv: list[str]) -> int:

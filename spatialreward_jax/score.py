@@ -37,28 +37,21 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from spatialreward_jax import cli
+from spatialreward_jax import cli, judge_flags
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation.attention_maps import probe_of, save_attention
 from spatialreward_jax.evaluation.diagnostics import summary
 from spatialreward_jax.io.images import read_image, write_png
-from spatialreward_jax.io.int8 import FORMATS
-from spatialreward_jax.mesh import mesh_of
 from spatialreward_jax.reporting.overlay import score_overlay
-from spatialreward_jax.reward.aggregate import KINDS
 from spatialreward_jax.reward.judge import RewardModel
-from spatialreward_jax.reward.parsing import MODES
-from spatialreward_jax.reward.pixels import POLICIES
 from spatialreward_jax.reward.protocol import read_edits
-from spatialreward_jax.reward.types import SCORE_MODES, Edit, Score
-from spatialreward_jax.reward.vlm import Decoding
+from spatialreward_jax.reward.types import Edit, Score
 
 
 def define_flags() -> None:
     """The program's flags; not at import, so that programs can import each other."""
-    flags.DEFINE_string("model", "embedded", "The judge: a folder in Hugging Face layout, or embedded.")
-    flags.DEFINE_string("adapter", "", "PEFT folder to put on the judge.")
-    flags.DEFINE_enum("quantize", None, FORMATS, "Weights of the judge's linear layers in fewer bits.")
+    judge_flags.define(model="embedded")
+    flags.adopt_module_key_flags(judge_flags)
     flags.DEFINE_multi_string("source", [], "Image before the edit; repeat the flag for several.")
     flags.DEFINE_string("edited", "", "Image after the edit.")
     flags.DEFINE_string("instruction", "", "What the edit was asked to do.")
@@ -66,15 +59,6 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "", "File for the JSON; by default it is printed.")
     flags.DEFINE_string("overlay", "", "PNG of source | edited with boxes; with --jsonl one a row: NAME-0000.png.")
     flags.DEFINE_string("attention", "", "PNG of where the judge looked; with --jsonl NAME-0000.png and NAME.json.")
-    flags.DEFINE_string("templates", "", "Wording of the questions: a shipped set or an imported folder.")
-    flags.DEFINE_enum("pixel_policy", "eval", list(POLICIES), "How large images reach the judge.")
-    flags.DEFINE_enum("parsing", "strict", MODES, "How the judge's texts are read.")
-    flags.DEFINE_enum("aggregation", "weighted", KINDS, "How sub-scores become one score.")
-    flags.DEFINE_integer("max_new_tokens", 0, "Longest answer; 0: what the judge's folder says.", lower_bound=0)
-    flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
-    flags.DEFINE_enum("score_mode", "answered", SCORE_MODES, "Scores as written, or as means (needs --constrained).")
-    flags.DEFINE_integer("batch_size", 64, "Edits of --jsonl that are scored at a time.", lower_bound=1)
-    flags.DEFINE_string("mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device.")
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -161,19 +145,7 @@ def main(_argv: Sequence[str]) -> None:
             raise InputError(f"{name}: its folder does not exist")
     rows = read_rows(given.jsonl) if given.jsonl else [one]
     edits = to_edits(rows)
-    model = RewardModel.from_pretrained(
-        given.model,
-        adapter=given.adapter or None,
-        mesh=mesh_of(given.mesh),
-        pixel_policy=given.pixel_policy,
-        templates=given.templates or None,
-        parsing=given.parsing,
-        aggregation=given.aggregation,
-        decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
-        constrained=given.constrained,
-        score_mode=given.score_mode,
-        quantize=given.quantize,
-    )
+    model = judge_flags.load(given)
     named = functools.partial(picture_path, many=bool(given.jsonl))
     attention = Attention(model) if given.attention else None
     results = scores(model, edits, given.batch_size)

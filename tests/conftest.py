@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from absl import flags
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -42,3 +43,14 @@ def goldens() -> pathlib.Path:
 def one_device() -> dict[str, str]:
     """Environment of a test's own process that has one device and the same bits."""
     return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+
+
+@pytest.fixture
+def own_flags() -> None:
+    """No flags of any program are defined, as in a new process; so the programs of two tests never meet."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in list(defined):
+            own = not module.startswith("absl.") or flag.name.startswith("config.")  # overrides seem to be absl's
+            if own and flag.name in flags.FLAGS:
+                delattr(flags.FLAGS, flag.name)
+    flags.FLAGS.unparse_flags()

@@ -9,7 +9,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from spatialreward_jax import cli, train
 from spatialreward_jax.errors import InputError
@@ -246,11 +245,10 @@ def test_two_processes_write_once_and_agree(program, tmp_path, whole):
         (("--config=CONFIG", "--workdir=CONFIG/x"), "cannot write in --workdir="),
     ],
 )
-def test_wrong_use_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_use_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, own_flags, arguments, message):
     (tmp_path / "toy.py").write_text(CONFIG)
     monkeypatch.setitem(train.load_recipe.__globals__["RECIPES"], "toy", "json")
-    if "config" not in flags.FLAGS:
-        train.define_flags()
+    train.define_flags()
     named = {"CONFIG": str(tmp_path / "toy.py"), "DIR": str(tmp_path / "run")}
     argv = ["train"]
     for argument in arguments:
@@ -258,11 +256,6 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, argum
             argument = argument.replace(f"={name}", f"={value}")
         argv.append(argument)
     monkeypatch.setattr(sys, "argv", argv)
-    flags.FLAGS.unparse_flags()
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:  # overrides of the case before
-        delattr(flags.FLAGS, name)
-    for name in ("config", "workdir", "mesh", "coordinator", "num_processes", "process_id"):
-        flags.FLAGS[name].unparse()
     with pytest.raises(SystemExit) as stopped:
         cli.run(train.main, argv)
     errors = capsys.readouterr().err

@@ -10,7 +10,6 @@ import dataclasses
 
 import numpy as np
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from spatialreward_jax.errors import InputError
 
@@ -43,6 +42,8 @@ class PixelPolicy:
             raise InputError(f"image {width}x{height} is too narrow: the judge takes aspect ratios up to {MAX_ASPECT}")
         if self.first_multiple is None:
             return height, width
+        from spatialreward_jax.io.huggingface import smart_resize  # here: who only names policies need not wait for it
+
         m = self.first_multiple
         return smart_resize(height, width, factor=m, min_pixels=4 * m * m, max_pixels=16384 * m * m)
 

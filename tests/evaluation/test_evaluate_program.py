@@ -61,19 +61,14 @@ def test_answers_are_evaluated_and_compared(data):
         (["--bench=nothing"], "should be one of"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, monkeypatch, capsys):
+def test_mistakes_end_in_one_line(arguments, message, monkeypatch, capsys, own_flags):
     """In this process, for speed: the program's own door, with its flags."""
-    from absl import flags
-
     from spatialreward_jax import cli, evaluate
 
     monkeypatch.setattr(sys, "argv", ["evaluate"])
-    flags.FLAGS.unparse_flags()
+    evaluate.define_flags()
     with pytest.raises(SystemExit) as stop:
         cli.run(evaluate.main, ["evaluate", *arguments])
-    flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
@@ -96,6 +91,7 @@ def test_answers_need_no_accelerator_library(data):
     code = f"""
 import sys
 from spatialreward_jax import evaluate, cli
+evaluate.define_flags()
 try:
     cli.run(evaluate.main, ["e", "--bench=mer", "--data={data}/data", "--answers={data}/x.jsonl", "--out={data}/o"])
 except SystemExit:
