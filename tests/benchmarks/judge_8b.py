@@ -139,8 +139,8 @@ def row(net: JudgeNet, batch: int, seconds: dict[str, list[float]], memory: floa
         "prefill_tflops": round(work / admit / 1e12, 2),
         "decode_ms_all": [round(1e3 * s, 1) for s in seconds["decode"]],
         "decode_ms_per_pass": round(1e3 * decode / passes, 3),
-        "decode_tokens_per_s": round(batch * passes / decode, 1),
-        "gb_per_s": round(moved / 1e9, 1),
+        "decode_tokens_per_s": round(batch * passes / decode, 3),
+        "gb_per_s": round(moved / 1e9, 3),
         "roofline": round(moved / memory, 3),
     }
 
