@@ -8,11 +8,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile hundreds of small programs and run each a few times: cheap code generation makes them compile four times
 # faster. Most of that comes from leaving out the fusion emitters and from generating a program's code in one piece. A
 # test's own processes inherit the flags, and say how many devices they want behind them (the last word counts).
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["CHEAP_CODE"] = (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-).strip()
+)
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8{os.environ['CHEAP_CODE']}"
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
@@ -39,10 +41,19 @@ def goldens() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "goldens"
 
 
+ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+
+
 @pytest.fixture(scope="session")
 def one_device() -> dict[str, str]:
     """Environment of a test's own process that has one device and the same bits."""
-    return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+    return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {ONE_DEVICE}"}
+
+
+@pytest.fixture(scope="session")
+def optimised() -> dict[str, str]:
+    """Environment of a test's own process that runs for longer than it compiles: one device, code as users have it."""
+    return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS'].replace(os.environ['CHEAP_CODE'], '')} {ONE_DEVICE}"}
 
 
 @pytest.fixture
