@@ -135,6 +135,8 @@ def test_the_flags_of_every_arm_exist(study, name, tmp_path):
     found = STUDIES[study].arms[name]
     for program, *words in [*(words for _, words in found.shared(place)), *found.commands(place)]:
         source = (ROOT / f"spatialreward_jax/{program.replace('.', '/')}.py").read_text()
+        if "judge_flags.define(" in source:
+            source += (ROOT / "spatialreward_jax/judge_flags.py").read_text()
         given = [word.removeprefix("--").split("=")[0] for word in words]
         assert len(set(given)) == len(given)
         for flag in given:
