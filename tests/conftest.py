@@ -58,10 +58,10 @@ def optimised() -> dict[str, str]:
 
 @pytest.fixture
 def own_flags() -> None:
-    """No flags of any program are defined, as in a new process; so the programs of two tests never meet."""
+    """No flags of our programs are defined, as in a new process, so that the programs of two tests never meet."""
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in list(defined):
-            own = not module.startswith("absl.") or flag.name.startswith("config.")  # overrides seem to be absl's
+            own = module.startswith("spatialreward_jax.") or flag.name.split(".")[0] == "config"
             if own and flag.name in flags.FLAGS:
                 delattr(flags.FLAGS, flag.name)
     flags.FLAGS.unparse_flags()
