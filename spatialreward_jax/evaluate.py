@@ -74,7 +74,7 @@ def main(_argv) -> None:
         raise InputError(f"give one of --model, --answers and --vie_url, got {', '.join(judges) or 'none'}")
     if not given.model and (given.constrained or given.score_mode != "answered"):
         raise InputError("--constrained and --score_mode need --model: no other judge's answers are written here")
-    _check_flags(judges[0])
+    _check_flags(given, judges[0])
     benchmark, notes = _gedit(given) if given.bench == "gedit" else (BENCHMARKS[given.bench], {})
     options = {
         "notes": notes,
@@ -119,15 +119,15 @@ _OF_THE_MODEL = ("adapter", "quantize", "templates", "max_new_tokens", "pixel_po
 _OF_OUR_WORDING = ("parsing", "aggregation")
 
 
-def _check_flags(judge: str) -> None:
+def _check_flags(given: flags.FlagValues, judge: str) -> None:
     """Raises InputError for a flag that this kind of judge would ignore."""
-    nets = () if flags.FLAGS.editor else ("mesh",)
+    nets = () if given.editor else ("mesh",)
     without = {
         "model": (),
         "answers": _OF_THE_MODEL + nets,
         "vie_url": _OF_THE_MODEL + _OF_OUR_WORDING + nets,
     }[judge]
-    if ignored := [name for name in without if flags.FLAGS[name].present]:
+    if ignored := [name for name in without if given[name].present]:
         raise InputError(f"--{ignored[0]} has no effect on a judge given by --{judge}: leave it out")
 
 
