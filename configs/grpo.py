@@ -78,6 +78,8 @@ def get_config(preset="embedded"):
     config.judge.quantize = ""  # "int8": weight-only, for chips that do not hold the judge beside the editor
     config.judge.max_new_tokens = 512
     config.judge.constrained = False  # readable answers only, by a grammar; False is the official behaviour
+    config.judge.temperature = 0.0  # of its answers; 0 is greedy, the official setting
+    config.judge.ensemble = 1  # answers drawn for each question and averaged; above 1 needs a temperature
     config.judge.score_mode = "answered"  # or "expected": the mean of each score's distribution; needs constrained
     config.judge.batch = 16  # answers decoded at a time
     # weights; a backend of weight 0 is logged, a judge of weight 0 in evaluations alone

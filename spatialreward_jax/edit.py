@@ -55,7 +55,12 @@ def main(_argv: list[str]) -> int:
     judge, mesh = None, mesh_of(given.mesh)
     if given.best_of:
         judge = RewardModel.from_pretrained(
-            given.judge, mesh=mesh, constrained=given.constrained, score_mode=given.score_mode
+            given.judge,
+            mesh=mesh,
+            constrained=given.constrained,
+            score_mode=given.score_mode,
+            temperature=given.temperature,
+            ensemble=given.ensemble,
         )
     editor = Editor.from_pretrained(given.model, adapter=given.adapter or None, alpha=given.alpha, mesh=mesh)
     source = sources[0] if len(sources) == 1 else sources

@@ -38,6 +38,10 @@ def define_writing() -> None:
     flags.DEFINE_enum(
         "score_mode", "answered", SCORE_MODES, "Scores as written, or (fewer ties) as means; needs --constrained."
     )
+    flags.DEFINE_float("temperature", 0.0, "Of the judge's answers; 0 is greedy.", lower_bound=0.0)
+    flags.DEFINE_integer(
+        "ensemble", 1, "Answers drawn for each question and averaged; above 1 needs --temperature.", lower_bound=1
+    )
 
 
 def define_mesh() -> None:
@@ -62,5 +66,7 @@ def load(given: flags.FlagValues) -> "RewardModel":
         decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
         constrained=given.constrained,
         score_mode=given.score_mode,
+        temperature=given.temperature,
+        ensemble=given.ensemble,
         quantize=given.quantize,
     )

@@ -94,6 +94,7 @@ def run_of(config: ConfigDict, mesh: Mesh, *, request: Request | None = None, la
         request=request or Request(*config.data.default_size),
         decoding=Decoding(max_new_tokens=judge.max_new_tokens),
         limits=Limits(batch=judge.batch),
+        ensemble=judge.ensemble,
     )
 
 

@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
       nets, judge: abstract nets on the mesh. settings: of the recipe. request: what every request looks like.
-      decoding: of the judge. limits: of its batches.
+      decoding: of the judge. limits: of its batches. ensemble: answers to each of its questions.
     """
 
     nets: EditorNets
@@ -44,6 +44,7 @@ class Run:
     request: inputs.Request
     decoding: Decoding
     limits: batching.Limits
+    ensemble: int = 1
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -152,8 +153,9 @@ def _judge(run: Run) -> tuple[Engine, batching.Pass, dict[str, int]]:
     for edit in range(settings.prompts * settings.group):
         prompt = edit // settings.group
         own = [prompt * request.references + n for n in range(request.references)]
-        shown += [[*own, sources + edit], [sources + edit]]
-        lengths += [batching.Length(request.semantic, begin, prompt), batching.Length(request.quality)]
+        shown += [[*own, sources + edit], [sources + edit]] * run.ensemble
+        asked = [batching.Length(request.semantic, begin, prompt), batching.Length(request.quality)]
+        lengths += asked * run.ensemble
     images = sources + settings.prompts * settings.group
     passes = batching.plan(lengths, shown, [tokens * vision.merge**2] * images, run.limits)
     vlm = VLM(run.judge, _Reader(run.judge), run.decoding, model="planned", limits=run.limits)

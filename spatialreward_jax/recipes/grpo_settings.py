@@ -164,7 +164,12 @@ def _heldout_path(config: ConfigDict, workdir: pathlib.Path) -> str:
 
 def decoding_of(judge: ConfigDict) -> Decoding:
     """How the judge of a config writes; `Decoding.sampler` refuses what cannot be."""
-    return Decoding(max_new_tokens=judge.max_new_tokens, constrained=judge.constrained, score_mode=judge.score_mode)
+    return Decoding(
+        max_new_tokens=judge.max_new_tokens,
+        temperature=judge.temperature,
+        constrained=judge.constrained,
+        score_mode=judge.score_mode,
+    )
 
 
 def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> WeightedReward:
@@ -196,6 +201,7 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
                 decoding=decoding_of(judge),
                 limits=Limits(batch=judge.batch),
                 quantize=judge.quantize or None,
+                ensemble=judge.ensemble,
             )
         )
 

@@ -11,6 +11,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.pretrained import read_json, resolve
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.batching import LIMITS, Limits
+from spatialreward_jax.reward.ensemble import mean_score
 from spatialreward_jax.reward.loading import load_judge
 from spatialreward_jax.reward.parsing import MODES
 from spatialreward_jax.reward.processor import Processor
@@ -28,6 +29,7 @@ class RewardModel:
 
     Attributes:
         answerer: who answers. templates: the wording. parsing: one of `parsing.MODES`. aggregation: the formula.
+        ensemble: answers drawn for each question; an edit's score is their mean, see `reward.ensemble`.
     """
 
     def __init__(
@@ -37,12 +39,16 @@ class RewardModel:
         templates: str | os.PathLike | Templates = "default",
         parsing: str = "strict",
         aggregation: str | Aggregation = "weighted",
+        ensemble: int = 1,
     ):
-        """Raises InputError for an unknown template set, parsing mode or aggregation."""
+        """Raises InputError for an unknown template set, parsing mode or aggregation, or an ensemble of none."""
         choices = _choices(templates, parsing, aggregation)
         self.answerer, self.parsing = answerer, parsing
         self.templates: Templates = choices["templates"]
         self.aggregation: Aggregation = choices["aggregation"]
+        if ensemble < 1:
+            raise InputError(f"ensemble {ensemble}: at least one answer is needed")
+        self.ensemble = ensemble
 
     @classmethod
     def from_pretrained(
@@ -61,6 +67,8 @@ class RewardModel:
         quantize: str | None = None,
         constrained: bool | None = None,
         score_mode: str | None = None,
+        temperature: float | None = None,
+        ensemble: int = 1,
     ) -> "RewardModel":
         """A judge of the Qwen3-VL family.
 
@@ -80,6 +88,8 @@ class RewardModel:
                 `decoding`, where False, the official behaviour, is the default.
             score_mode: "answered", or "expected" for the means of the scores' distributions; by default as in
                 `decoding`.
+            temperature: of the draws; by default as in `decoding`, where 0, greedy, is the default.
+            ensemble: answers drawn for each question and averaged; more than one needs a temperature.
 
         Raises:
             InputError: whatever does not fit, in one line, before anything is compiled.
@@ -88,13 +98,15 @@ class RewardModel:
         settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
         if decoding is None:
             decoding = Decoding(max_new_tokens=settings.get("max_new_tokens", Decoding.max_new_tokens))
-        given = {"constrained": constrained, "score_mode": score_mode}
+        given = {"constrained": constrained, "score_mode": score_mode, "temperature": temperature}
         decoding = dataclasses.replace(decoding, **{name: it for name, it in given.items() if it is not None})
         decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
+        if ensemble > 1 and not decoding.temperature:
+            raise InputError(f"ensemble {ensemble}: answers at temperature 0 are all the same, give a temperature above 0")
         choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)
         net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh, quantize=quantize, serving=True)
-        return cls(VLM(net, processor, decoding, model=str(model), limits=limits), **choices)
+        return cls(VLM(net, processor, decoding, model=str(model), limits=limits), ensemble=ensemble, **choices)
 
     @property
     def identity(self) -> Identity:
@@ -106,7 +118,7 @@ class RewardModel:
             pixel_policy=self.answerer.pixel_policy,
             parsing=self.parsing,
             aggregation=self.aggregation.name,
-            decoding=self.answerer.decoding,
+            decoding=self.answerer.decoding + (f" mean of {self.ensemble}" if self.ensemble > 1 else ""),
         )
 
     def check(self, edits: Sequence[Edit]) -> None:
@@ -119,15 +131,20 @@ class RewardModel:
                     raise InputError(f"edit {row}: {why}") from why
 
     def score(self, edits: Sequence[Edit]) -> list[Score]:
-        """One score per edit, in order; `valid` False where an answer could not be read.
+        """One score per edit, in order; `valid` False where no answer could be read.
 
         Raises InputError for an image or instruction that cannot be asked about, before anything is compiled.
         """
         read = read_edits(edits)
-        asked = [question for edit in read for question in questions(edit, self.templates)]
+        rows = [edit for edit in read for _ in range(self.ensemble)]
+        asked = [
+            dataclasses.replace(question, draw=row % self.ensemble)
+            for row, edit in enumerate(rows)
+            for question in questions(edit, self.templates)
+        ]
         replies = self.answerer.answer(asked)
         identity, scores = self.identity, []
-        for row, edit in enumerate(read):
+        for row, edit in enumerate(rows):
             semantic, quality = replies[2 * row : 2 * row + 2]
             scores.append(
                 read_answers(
@@ -139,7 +156,7 @@ class RewardModel:
                     identity=identity,
                 )
             )
-        return scores
+        return [mean_score(scores[row : row + self.ensemble]) for row in range(0, len(rows), self.ensemble)]
 
 
 def _choices(templates: str | os.PathLike | Templates, parsing: str, aggregation: str | Aggregation) -> dict[str, Any]:

@@ -26,13 +26,14 @@ _CITED = re.compile(r"<\|bbox_(\d{1,9})\|>")
 class Question:
     """One question to a judge: images (uint8 [H, W, 3], in order), then the text. stream: "sc" or "pq".
 
-    opening: how the answer begins; the judge goes on from there.
+    opening: how the answer begins; the judge goes on from there. draw: number of the answer where several are drawn.
     """
 
     images: tuple[np.ndarray, ...]
     text: str
     stream: str
     opening: str = ""
+    draw: int = 0
 
 
 class Reply(NamedTuple):

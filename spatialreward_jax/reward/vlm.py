@@ -29,7 +29,7 @@ class Decoding:
 
     Attributes:
         max_new_tokens: an answer that has not ended by then is cut off. seed: of sampled decoding; the draws of an
-            answer follow from it and from its question alone.
+            answer follow from it and from its question alone; the n-th answer to a question has the draws of seed + n.
         constrained: answers follow `reward.answer_grammar`, so that each can be read; False is the official behaviour.
         score_mode: one of `SCORE_MODES`.
     """
@@ -157,7 +157,8 @@ class VLM:
         for question in questions:
             shown = [keys[id(image)] for image in question.images]
             tokens = self._tokens(question, [patches[row[key]].grid for key in shown])
-            seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), self._seed & 0xFFFFFFFF))
+            start = self._seed + question.draw & 0xFFFFFFFF
+            seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), start))
             last = len(patches[row[shown[-1]]].values) // self.processor.merge_size**2
             begin = int(np.flatnonzero(tokens == self.processor.image_pad)[-1]) + 1 - last
             asked.append(Asked(tokens, tuple(row[key] for key in shown), begin, seed, question.stream))

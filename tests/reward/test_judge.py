@@ -10,6 +10,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 from spatialreward_jax.reward.parsing import MODES
+from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.types import NUMBERS, Edit
 from spatialreward_jax.reward.vlm import Decoding
 
@@ -59,6 +60,29 @@ def test_the_judge_is_asked_what_the_protocol_says():
     assert not re.search(r"{(instruction|score_range|num_input_images)}", semantic.text + quality.text)
 
 
+def test_an_ensemble_gives_the_means_of_what_can_be_read():
+    """Answers of one question differ by their number; of value 13, the second is cut off and the rest are not."""
+
+    def numbered(question):
+        broken = question.stream == "sc" and question.draw == int(question.images[-1][15, 20, 0]) - 12
+        return "" if broken else json.dumps(json.loads(plain(question)) | {"score": [10 + question.draw, 20]})
+
+    def plain(question):
+        return given(Question((edited(5),), question.text, question.stream))
+
+    model = RewardModel(FunctionAnswerer(numbered), ensemble=3)
+    whole, part = model.score([Edit(SOURCE, edited(v), "add a square") for v in (0, 13)])
+    alone = [Aggregation()((10 + n, 20), (10 + n, 20)) for n in range(3)]
+    assert whole.success == whole.naturalness == 11 and whole.no_overedit == 20 and not whole.warnings
+    for name in ("overall", "reward", "semantic", "quality"):
+        assert getattr(whole, name) == pytest.approx(np.mean([getattr(one, name) for one in alone]))
+    assert part.success == 11 and part.overall == pytest.approx((alone[0].overall + alone[2].overall) / 2)
+    assert part.warnings[-1].startswith("1 of 3 answers") and part.regions == whole.regions
+    assert whole.identity.decoding == "given mean of 3"
+    lost = RewardModel(FunctionAnswerer(lambda question: ""), ensemble=2).score([Edit(SOURCE, edited(1), "x")])
+    assert not lost[0].valid and lost[0].overall is None and lost[0].errors
+
+
 @pytest.mark.parametrize("parsing", MODES)
 def test_clamping_follows_the_parsing_mode(parsing):
     assert RewardModel(FunctionAnswerer(given), parsing=parsing).aggregation.clamp == (parsing != "bench")
@@ -69,6 +93,7 @@ def test_bad_choices():
         ({"parsing": "loose"}, "choose one of strict"),
         ({"aggregation": "median"}, "choose one of weighted"),
         ({"templates": "nowhere"}, "neither shipped"),
+        ({"ensemble": 0}, "at least one answer"),
     ):
         with pytest.raises(InputError, match=why):
             RewardModel(FunctionAnswerer(given), **choice)
@@ -76,6 +101,8 @@ def test_bad_choices():
         RewardModel.from_pretrained("nowhere")
     with pytest.raises(InputError, match="pixel policy"):
         RewardModel.from_pretrained("embedded", pixel_policy="huge")
+    with pytest.raises(InputError, match="temperature 0 are all the same"):
+        RewardModel.from_pretrained("embedded", ensemble=2)
 
 
 def test_embedded_judge_answers_in_its_own_identity():

@@ -122,6 +122,17 @@ def test_sampled_answers_ignore_their_neighbours(folder, asked):
 
 
 @pytest.mark.slow
+def test_the_next_answer_to_a_question_is_the_next_seeds(folder, asked):
+    answers = {
+        (seed, draw): vlm(folder, Decoding(max_new_tokens=8, temperature=1.0, seed=seed)).answer(
+            [dataclasses.replace(asked[1], draw=draw)]
+        )
+        for seed, draw in ((3, 0), (3, 1), (4, 0))
+    }
+    assert answers[3, 1] == answers[4, 0] != answers[3, 0]
+
+
+@pytest.mark.slow
 def test_adapter(folder, asked, greedy, tmp_path):
     """An adapter with B = 0 changes nothing but the identity; one that is not zero changes answers."""
     config = greedy.net.config
