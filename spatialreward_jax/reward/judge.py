@@ -102,7 +102,9 @@ class RewardModel:
         decoding = dataclasses.replace(decoding, **{name: it for name, it in given.items() if it is not None})
         decoding.sampler()  # every choice is checked before weights are read, which takes minutes for large judges
         if ensemble > 1 and not decoding.temperature:
-            raise InputError(f"ensemble {ensemble}: answers at temperature 0 are all the same, give a temperature above 0")
+            raise InputError(
+                f"ensemble {ensemble}: answers at temperature 0 are all the same, give a temperature above 0"
+            )
         choices = _choices(templates or settings.get("templates", "default"), parsing, aggregation)
         processor = Processor(folder, pixel_policy)
         net = load_judge(folder, adapter=adapter, dtype=dtype, mesh=mesh, quantize=quantize, serving=True)
