@@ -1,5 +1,6 @@
 """Eight fake CPU devices, float32 matmuls at full precision, and the reference arrays, for every test."""
 
+import collections
 import os
 import pathlib
 import tempfile
@@ -33,6 +34,12 @@ def pytest_configure(config):
     for name, value in (("compilation_cache_dir", folder.name), ("persistent_cache_min_compile_time_secs", 0.5)):
         os.environ[f"JAX_{name.upper()}"] = str(value)
         jax.config.update(f"jax_{name}", value)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first: a worker takes whole files, and is not to begin a long one at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
