@@ -1,6 +1,7 @@
 """Eight fake CPU devices, float32 matmuls at full precision, and the reference arrays, for every test."""
 
 import collections
+import gc
 import os
 import pathlib
 import tempfile
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items):
     """Files with the most slow tests first: a worker takes whole files, and is not to begin a long one at the end."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_alone_by_the_collector():
+    """What a file leaves behind, a million objects of traced programs, is not searched for garbage ever after."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Whether a judge is fit to reward an editor: its word against the truth on edits that an RL run kept.
 
     python -m spatialreward_jax.train --config=configs/grpo.py --workdir=RUN --config.keep_edits=True
-    python tests/benchmarks/own_edits.py --run=RUN --model=embedded
+    python tests/benchmarks/own_edits.py --run=RUN --model=embedded --constrained --score_mode=expected
 
 Prints, over all edits, the correlation of the judge's reward with the oracle's and their means and deviations; within
 the groups of one request and phase, which is all that GRPO looks at, the correlation of what is left after each group's
@@ -13,7 +13,7 @@ import json
 import numpy as np
 from absl import flags
 
-from spatialreward_jax import cli
+from spatialreward_jax import cli, judge_flags
 from spatialreward_jax.data.editworld.rankings import LEAST_GAP
 from spatialreward_jax.data.editworld.rule import RANGE, Scores
 from spatialreward_jax.data.own_edits import OwnEdits
@@ -21,13 +21,14 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.types import Edit
-from spatialreward_jax.reward.vlm import Decoding
 
 
 def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("run", "", "Workdir of an RL run on EditWorld with keep_edits.")
     flags.DEFINE_string("model", "embedded", "Judge: a folder in the Qwen3-VL layout, or embedded.")
+    flags.DEFINE_integer("edits", 0, "Edits to judge, whole groups spread over the run; 0: all of them.", lower_bound=0)
+    judge_flags.define_writing()
     flags.DEFINE_integer("group", 8, "Edits of a request in a phase, as the run had it.", lower_bound=2)
 
 
@@ -57,8 +58,16 @@ def main(_argv: list[str]) -> None:
     kept = OwnEdits([given.run])
     if len(kept) < given.group:
         raise InputError(f"{given.run} holds {len(kept)} edits, less than one group of {given.group}")
-    rows = [kept[index] for index in range(len(kept) - len(kept) % given.group)]
-    judge = RewardModel.from_pretrained(given.model, decoding=Decoding(constrained=True, score_mode="expected"))
+    groups = np.arange(len(kept) // given.group)
+    groups = groups[:: max(1, len(kept) // given.edits)] if given.edits else groups
+    rows = [kept[index] for index in (groups[:, None] * given.group + np.arange(given.group)).ravel()]
+    judge = RewardModel.from_pretrained(
+        given.model,
+        constrained=given.constrained,
+        score_mode=given.score_mode,
+        temperature=given.temperature,
+        ensemble=given.ensemble,
+    )
     scores = judge.score([Edit(source, edited, seen.sample.instruction) for seen, source, edited in rows])
     aggregate = Aggregation()
     true = np.array([aggregate(seen.scores[:2], seen.scores[2:]).reward for seen, _, _ in rows])

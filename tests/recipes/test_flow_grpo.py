@@ -45,6 +45,7 @@ def grpo_config(preset="embedded"):
 def tiny_config(goldens, data, **changes):
     config = grpo_config()
     config.update({"editor": str(goldens / "omnigen2"), "prompts": 2, "group": 4, "sampler": {"steps": 4, **GUIDED}})
+    config.update({"recipe": "window", "updates_per_phase": 2})
     config.update(
         {"lora": {"rank": 2, "alpha": 4.0}, "data": {"path": str(data)}, "eval": {"prompts": 0, "heldout": 0}}
     )
