@@ -17,7 +17,7 @@ KEPT_TASKS = (
 )  # fmt: skip
 
 EDITWORLD = {
-    "steps": 16,
+    "steps": 20,
     "prompts": 8,
     "group": 8,
     "updates_per_phase": 8,  # one prompt each: so few edits teach more in more, smaller steps

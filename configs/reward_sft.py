@@ -9,9 +9,10 @@ change between two and the judge's own questions, last its verdicts (about three
     python -m spatialreward_jax.train --config=configs/reward_sft.py:verdicts --workdir=DIR/judge \\
         --config.judge=DIR/pairs/judge
 
-and, so that it can reward an editor, the edits of that one, which an RL run kept:
+and, so that it can reward an editor, the edits of that one, which RL runs kept (some 6000; three quarters of an hour):
 
-    python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits --config.keep_edits=True
+    python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits --config.keep_edits=True \\
+        --config.steps=100 --config.rewards.judge=0 --config.rewards.oracle=1
     python -m spatialreward_jax.train --config=configs/reward_sft.py:own_edits --workdir=DIR/own \\
         --config.judge=DIR/judge/judge "--config.data.editworld.own_edits=('DIR/edits',)"
 
@@ -94,7 +95,7 @@ PRESETS = {  # what runs where; everything else below is the published recipe
     },
     "own_edits": EDITWORLD
     | {
-        "steps": 300,
+        "steps": 900,
         "lr": 5e-4,
         "muon_lr": 5e-3,
         "warmup": 10,

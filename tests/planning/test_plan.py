@@ -1,5 +1,6 @@
 """The program `plan`: settings, errors, its table, TFLOP per image, and a real compilation of small nets."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 from spatialreward_jax import plan
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.mesh import make_mesh
-from spatialreward_jax.planning import report
+from spatialreward_jax.planning import programs, report
 from spatialreward_jax.planning.inputs import Request
 from spatialreward_jax.planning.measure import per_chip, roofline
 from spatialreward_jax.planning.nets import PUBLISHED, editor_nets, folder_of, judge_net
@@ -55,6 +56,8 @@ def test_the_judge_is_planned_as_the_run_lays_it_out():
     assert 0.5 < per_chip(small.judge.base) / per_chip(run.judge.base) < 0.6
     assert dict(run.nets.mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
     assert dict(run.judge.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 8}
+    counts, twice = (programs._judge(dataclasses.replace(run, ensemble=n))[2] for n in (1, 2))
+    assert 1.5 * counts["decode"] < twice["decode"] <= 2 * counts["decode"], "an ensemble fills its last runs better"
 
 
 def test_mesh_and_settings():
