@@ -115,7 +115,7 @@ def main(_argv) -> None:
     print(f"results: {pathlib.Path(given.out) / 'results.json'}")
 
 
-_OF_THE_MODEL = ("adapter", "quantize", "templates", "max_new_tokens", "pixel_policy")
+_OF_THE_MODEL = ("adapter", "quantize", "templates", "max_new_tokens", "pixel_policy", "temperature", "ensemble")
 _OF_OUR_WORDING = ("parsing", "aggregation")
 
 

@@ -55,6 +55,8 @@ def test_answers_are_evaluated_and_compared(data):
         (["--bench=mer", "--data=d", "--out=o"], "give one of --model, --answers and --vie_url, got none"),
         (["--bench=mer", "--data=nowhere", "--out=o", "--answers=nowhere"], "no file nowhere"),
         (["--bench=mer", "--data=d", "--out=o", "--answers=a", "--constrained"], "--constrained and --score_mode need"),
+        (["--bench=mer", "--data=d", "--out=o", "--answers=a", "--ensemble=2"], "--ensemble has no effect"),
+        (["--bench=mer", "--data=d", "--out=o", "--model=embedded", "--ensemble=2"], "give a temperature above 0"),
         (["--bench=mer", "--data=d", "--out=o", "--model=embedded", "--score_mode=expected"], "needs constrained"),
         (["--bench=mer", "--compare=a"], "--compare wants two result files, got 1"),
         (["--bench=gedit", "--data=d", "--out=o", "--answers=a"], "needs either --editor"),
