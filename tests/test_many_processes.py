@@ -36,7 +36,8 @@ def get_config(preset=""):
 LORA = {"rank": 2, "alpha": 4.0}
 GRPO = {
     **{"editor": str(GOLDENS / "omnigen2"), "steps": 2, "prompts": 4, "group": 2, "lora": LORA},
-    **{"window_steps": 1, "window_span": (0.0, 1.0), "updates_per_phase": 1, "checkpoint_every": 1},
+    **{"recipe": "window", "window_steps": 1, "window_span": (0.0, 1.0)},
+    **{"updates_per_phase": 1, "checkpoint_every": 1},
     **{"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}},
     "eval": {"prompts": 0, "heldout": 0},
     "data": {"max_pixels": 1024, "max_text_tokens": 64},
@@ -112,7 +113,7 @@ def _results(workdir):
 
 @pytest.mark.slow
 def test_processes_equal_one_and_an_interrupted_run_resumes_on_another_number(tmp_path, monkeypatch):
-    config = _config(tmp_path, "grpo", GRPO, {"rewards": {"guards": 1.0}})
+    config = _config(tmp_path, "grpo", GRPO, {"rewards": {"judge": 0.0, "guards": 1.0, "oracle": 1.0}})
     flags = lambda name, *more: [config, f"--workdir={tmp_path / name}", *more]
     program, alone, several = "shared_compile_program.py", _environment(tmp_path, 4), _environment(tmp_path, 1)
     mesh = "--mesh=2,2,1"
