@@ -29,7 +29,7 @@ EDITWORLD = {
     "kl_weight": 0.0,
     "lora": {"rank": 16, "alpha": 32.0},
     "lr": 2e-3,
-    # What so small a judge says of an editor's blobs differs from draw to draw; the mean of four agrees with the truth.
+    # What so small a judge says of an editor's blobs differs from draw to draw; the mean of four is nearer the truth.
     "judge": {
         **{"model": "embedded", "max_new_tokens": 128, "constrained": True, "score_mode": "expected"},
         **{"temperature": 1.0, "ensemble": 4},
