@@ -164,9 +164,13 @@ def _rl_arm(flags: Callable[[Place], Sequence[str]]) -> Arm:
     return Arm(commands, _RL_VALUES, minutes=6)
 
 
+def _rewards(judge: float = 0.0, oracle: float = 0.0) -> list[str]:
+    return [f"--config.rewards.{name}={w}" for name, w in (("judge", judge), ("guards", 0.0), ("oracle", oracle))]
+
+
 def _recipe_arm(recipe: str) -> Arm:
-    """The figures of `_rl_arm`, and what they cost."""
-    arm = _rl_arm(lambda place: [f"--config.recipe={recipe}"])
+    """The figures of `_rl_arm`, and what they cost. The truth rewards, so that no judge's errors are in between."""
+    arm = _rl_arm(lambda place: [f"--config.recipe={recipe}", *_rewards(oracle=1.0)])
 
     def commands(place: Place) -> list[list[str]]:
         flops = ["plan", "--config=configs/grpo.py", "--flops_only", f"--json={place.folder / 'flops.json'}"]
@@ -180,10 +184,6 @@ def _recipe_arm(recipe: str) -> Arm:
         "gain per second": Quotient("gain", ("seconds",)),
     }
     return dataclasses.replace(arm, commands=commands, values=arm.values | costs)
-
-
-def _rewards(judge: float = 0.0, oracle: float = 0.0) -> list[str]:
-    return [f"--config.rewards.{name}={w}" for name, w in (("judge", judge), ("guards", 0.0), ("oracle", oracle))]
 
 
 def _judged(boxes: str, parsing: str) -> Callable[[Place], list[str]]:
