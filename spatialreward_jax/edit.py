@@ -49,6 +49,8 @@ def main(_argv: list[str]) -> int:
     if not given.source or not given.out:
         raise InputError("--source=IMAGE and --out=PNG are needed")
     edit_turns([given.instruction])
+    if not given.best_of and (idle := [name for name in ("judge", *judge_flags.WRITING) if given[name].present]):
+        raise InputError(f"--{idle[0]} has no effect without --best_of: leave it out")
     preset = sampler_preset(given.preset)
     sources = [read_image(path) for path in given.source]
     size = parse_size(given.size)

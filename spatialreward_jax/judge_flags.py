@@ -32,6 +32,10 @@ def define(model: str) -> None:
     define_mesh()
 
 
+WRITING = ("constrained", "score_mode", "temperature", "ensemble")
+"""Names of the flags that `define_writing` defines."""
+
+
 def define_writing() -> None:
     """Defines how the judge writes."""
     flags.DEFINE_bool("constrained", False, "Let the judge write readable answers only, by a grammar.")
