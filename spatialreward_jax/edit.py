@@ -56,14 +56,7 @@ def main(_argv: list[str]) -> int:
     size = parse_size(given.size)
     judge, mesh = None, mesh_of(given.mesh)
     if given.best_of:
-        judge = RewardModel.from_pretrained(
-            given.judge,
-            mesh=mesh,
-            constrained=given.constrained,
-            score_mode=given.score_mode,
-            temperature=given.temperature,
-            ensemble=given.ensemble,
-        )
+        judge = RewardModel.from_pretrained(given.judge, mesh=mesh, **judge_flags.writing(given))
     editor = Editor.from_pretrained(given.model, adapter=given.adapter or None, alpha=given.alpha, mesh=mesh)
     source = sources[0] if len(sources) == 1 else sources
     images = editor.edit(

@@ -3,7 +3,7 @@
 A program that wants them in its --help adopts them: `flags.adopt_module_key_flags(judge_flags)`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -48,6 +48,11 @@ def define_writing() -> None:
     )
 
 
+def writing(given: flags.FlagValues) -> dict[str, Any]:
+    """How the judge writes, as `RewardModel.from_pretrained` takes it: the values of `WRITING` by name."""
+    return {name: given[name].value for name in WRITING}
+
+
 def define_mesh() -> None:
     """Defines --mesh, of a program that is content with one device; `mesh.mesh_of` makes it."""
     flags.DEFINE_string("mesh", "", "Axes data,fsdp,tensor over all devices, see README; by default the first device.")
@@ -68,9 +73,6 @@ def load(given: flags.FlagValues) -> "RewardModel":
         parsing=given.parsing,
         aggregation=given.aggregation,
         decoding=Decoding(max_new_tokens=given.max_new_tokens) if given.max_new_tokens else None,
-        constrained=given.constrained,
-        score_mode=given.score_mode,
-        temperature=given.temperature,
-        ensemble=given.ensemble,
         quantize=given.quantize,
+        **writing(given),
     )

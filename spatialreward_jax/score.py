@@ -10,7 +10,8 @@ row, NAME-0000.png, and NAME.json sums the measures up: means with 95% intervals
 edits' maps are (`source_consistency`, `edited_consistency`). Keys of an object:
 
     row, source, edited, instruction                        the edit (row: number of the line, from 0)
-    valid                                                   whether both of the judge's answers could be read
+    valid                                                   whether both of the judge's answers could be read (with
+                                                            --ensemble: of one draw at least, whose mean counts)
     overall 0..10, reward 0..1, semantic, quality 0..10     null where valid is false
     success, no_overedit, naturalness, artifact_free        0..25 each, as the judge gave them; null where invalid
     regions                                                 id, label, bbox_2d (0..1000), box (pixels), flags

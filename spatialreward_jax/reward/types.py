@@ -81,7 +81,8 @@ class Score:
     """The verdict on one edit. When `valid` is False every number is None and `errors` says why.
 
     Attributes:
-        valid: whether both answers could be read.
+        valid: whether both answers could be read; of an ensemble, both of one draw at least. Its numbers are then the
+            means over such draws, its words and regions those of the first of them.
         overall: 0..10. reward: overall / 10, 0..1.
         semantic, quality: 0..10, the SC and PQ parts of `overall`.
         success, no_overedit, naturalness, artifact_free: 0..25, as the judge gave them.

@@ -61,13 +61,7 @@ def main(_argv: list[str]) -> None:
     groups = np.arange(len(kept) // given.group)
     groups = groups[:: max(1, len(kept) // given.edits)] if given.edits else groups
     rows = [kept[index] for index in (groups[:, None] * given.group + np.arange(given.group)).ravel()]
-    judge = RewardModel.from_pretrained(
-        given.model,
-        constrained=given.constrained,
-        score_mode=given.score_mode,
-        temperature=given.temperature,
-        ensemble=given.ensemble,
-    )
+    judge = RewardModel.from_pretrained(given.model, **judge_flags.writing(given))
     scores = judge.score([Edit(source, edited, seen.sample.instruction) for seen, source, edited in rows])
     aggregate = Aggregation()
     true = np.array([aggregate(seen.scores[:2], seen.scores[2:]).reward for seen, _, _ in rows])
