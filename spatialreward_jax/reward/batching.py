@@ -99,7 +99,12 @@ class Length:
 
 
 def plan(
-    lengths: Sequence[Length], shown: Sequence[Sequence[int]], patches: Sequence[int], limits: Limits
+    lengths: Sequence[Length],
+    shown: Sequence[Sequence[int]],
+    patches: Sequence[int],
+    limits: Limits,
+    *,
+    lanes: int = 1,
 ) -> list[Pass]:
     """Passes that cover every question once.
 
@@ -108,6 +113,7 @@ def plan(
         shown: images of each question, as indices into `patches`.
         patches: patches of each image.
         limits: largest shapes.
+        lanes: runs of a pass that go on at the same time; what would fill the slots of so many is dealt to as many.
 
     Returns:
         Passes. An image is in one pass only, unless more than `limits.images` images hang together by shared questions.
@@ -123,7 +129,7 @@ def plan(
                 passes.append(open_pass := (size, set(), []))
             open_pass[1].update(images)
             open_pass[2].append(question)
-    return [_pass(size, sorted(images), questions, lengths, limits) for size, images, questions in passes]
+    return [_pass(size, sorted(images), questions, lengths, limits, lanes) for size, images, questions in passes]
 
 
 def _groups(shown: Sequence[Sequence[int]], images: int) -> list[list[int]]:
@@ -145,7 +151,9 @@ def _groups(shown: Sequence[Sequence[int]], images: int) -> list[list[int]]:
     return list(groups.values())
 
 
-def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[Length], limits: Limits) -> Pass:
+def _pass(
+    size: int, images: list[int], questions: list[int], lengths: Sequence[Length], limits: Limits, lanes: int
+) -> Pass:
     slots = power_of_two(len(images))
     rows = max(1, min(slots, limits.patches // size))
     rows = 1 << (rows.bit_length() - 1)
@@ -154,12 +162,30 @@ def _pass(size: int, images: list[int], questions: list[int], lengths: Sequence[
         if not runs or lengths[runs[-1][0]].whole > SPREAD * lengths[question].whole:
             runs.append([])
         runs[-1].append(question)
-    return Pass(tuple(images), size, rows, slots, tuple(_run(sorted(run), lengths, limits) for run in runs))
+    room = lambda run: _bucket(lengths[run[0]].whole, limits)
+    dealt = [(share, room(run)) for run in runs for share in _deal(sorted(run), lengths, limits, lanes)]
+    return Pass(tuple(images), size, rows, slots, tuple(_run(*share, lengths, limits) for share in dealt))
 
 
-def _run(questions: list[int], lengths: Sequence[Length], limits: Limits) -> Run:
+def _deal(questions: list[int], lengths: Sequence[Length], limits: Limits, lanes: int) -> list[list[int]]:
+    """Shares of about as many tokens, one for each lane, if they fill its slots. What begins alike stays together,
+    unless it is a large part of all."""
+    if lanes == 1 or len(questions) < lanes * limits.batch:
+        return [questions]
+    alike: dict[Hashable, list[int]] = {}
+    for question in questions:
+        alike.setdefault((lengths[question].begin, lengths[question].key), []).append(question)
+    most = -(-len(questions) // (2 * lanes))
+    pieces = [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
+    tokens = lambda piece: sum(lengths[question].whole for question in piece)
+    shares: list[list[int]] = [[] for _ in range(lanes)]
+    for piece in sorted(pieces, key=lambda piece: -tokens(piece)):
+        min(shares, key=tokens).extend(piece)
+    return [sorted(share) for share in shares if share]
+
+
+def _run(questions: list[int], room: int, lengths: Sequence[Length], limits: Limits) -> Run:
     """Shared beginnings first, each held while its own questions wait; then whole prompts, the longest first."""
-    room = _bucket(max(lengths[question].whole for question in questions), limits)
     tables: dict[int, list[list[int]]] = {}
     for group in _alike(questions, lengths, limits) if limits.beginnings else ():
         tables.setdefault(_begin_bucket(lengths[group[0]].begin), []).append(group)

@@ -3,11 +3,15 @@
 A run of questions goes through B slots of one key-value cache. `admit` reads waiting prompts into free slots; `decode`
 is one loop that comes back when all slots are done, or when some are and questions wait: a long answer holds up no
 other. Every process of a run calls the same programs in the same order, since only answers, which all see, decide.
+On one CPU two runs go on at the same time, each in a thread: a small net's programs keep one core busy each.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +50,10 @@ Up to there further tokens cost next to nothing, beyond it reading forced tokens
 
 PASS_ELSEWHERE = 256
 """Peak FLOP/s over bytes/s of memory, in bfloat16: 240 (v5e), 300 (H100), 560 (v6e)."""
+
+LANES = {"cpu": 2}
+"""Runs that go on at the same time in a mesh of one device, by platform; elsewhere one. Over several devices programs
+meet, and must come in one order."""
 
 REFILL = 4
 """Slots are refilled when a REFILL-th of them is free, and prompts are read in programs of all rows or that many: two
@@ -122,29 +130,49 @@ class Engine:
         self.net, self.limits, self.grammar, self.expected = net, limits, grammar, expected
         self.sampler, self.max_new, self.passes = sampler, max_new, 0
         self.shapes: set[tuple] = set()
+        self._compiling: dict[tuple, threading.Lock] = {}
         self.encode = jax.jit(self._encode, donate_argnums=2)
         self.empty = jax.jit(self._empty, static_argnums=(0, 1))
         self.start = jax.jit(self._start)
         self.admit = jax.jit(self._admit, donate_argnums=3)
         self.decode = jax.jit(self._decode, donate_argnums=2)
 
+    @property
+    def lanes(self) -> int:
+        """Runs of a pass that go on at the same time."""
+        return LANES.get(self.net.mesh.devices.flat[0].platform, 1) if self.net.mesh.size == 1 else 1
+
     def answer(self, one: Pass, asked: Sequence[Asked], images: Sequence[Patches]) -> dict[int, Answered]:
         """Answers of a pass by question. asked, images: all of them, those of other passes too."""
-        found: dict[int, Answered] = {}
         with jax.set_mesh(self.net.mesh):
             features = self._features(one, images)
-            for run in one.runs:
-                found |= self._run(run, functools.partial(self._prompts, one, asked, images), asked, features)
-        return found
+        prompts = functools.partial(self._prompts, one, asked, images)
+
+        def answers(run: Run) -> tuple[dict[int, Answered], int]:
+            with jax.set_mesh(self.net.mesh):  # a thread's own
+                return self._run(run, prompts, asked, features)
+
+        if self.lanes == 1 or len(one.runs) == 1:
+            done = [answers(run) for run in one.runs]
+        else:
+            with concurrent.futures.ThreadPoolExecutor(self.lanes) as pool:
+                done = list(pool.map(answers, one.runs))
+        self.passes += sum(passes for _, passes in done)
+        return {question: answer for found, _ in done for question, answer in found.items()}
 
     # ---------------------------------------------------------------------------------------------- on the host
 
-    def _run(self, run: Run, prompts: Any, asked: Sequence[Asked], features: VisionFeatures) -> dict[int, Answered]:
-        """Lets the questions of a run through its slots. prompts: questions -> `Prompt`, see `_prompts`."""
-        self._note("empty", run.rows, run.length)
-        self._note("decode", run.rows, run.length)
+    def _run(
+        self, run: Run, prompts: Any, asked: Sequence[Asked], features: VisionFeatures
+    ) -> tuple[dict[int, Answered], int]:
+        """Lets the questions of a run through its slots; returns the passes, too.
+
+        prompts: questions -> `Prompt`, see `_prompts`.
+        """
         waiting = [(part, list(range(len(part.questions)))) for part in run.parts]
-        slots = _Slots(self.empty(run.rows, run.length + self.max_new), [None] * run.rows, waiting)
+        with self._program("empty", run.rows, run.length):
+            state = self.empty(run.rows, run.length + self.max_new)
+        slots = _Slots(state, [None] * run.rows, waiting)
         refill = self.net.mesh.shape["data"] * self.net.mesh.shape["fsdp"]  # fewer prompts would leave devices idle
         found: dict[int, Answered] = {}
         while True:
@@ -153,12 +181,11 @@ class Engine:
             if all(question is None for question in slots.holds):
                 break
             enough = min(max(refill, run.rows // REFILL), slots.left, run.rows) or run.rows
-            slots.state = self.decode(
-                self.net.adapters, self.net.base, slots.state, np.int32(enough), self.grammar and self.grammar.tables
-            )
+            tables = self.grammar and self.grammar.tables
+            with self._program("decode", run.rows, run.length):
+                slots.state = self.decode(self.net.adapters, self.net.base, slots.state, np.int32(enough), tables)
             found |= self._collect(slots)
-        self.passes += int(on_host(slots.state.passes))
-        return found
+        return found, int(on_host(slots.state.passes))
 
     def _fill(self, slots: _Slots, run: Run, prompts: Any, asked: Sequence[Asked], features: VisionFeatures) -> None:
         """Reads the questions that wait first into free slots."""
@@ -190,8 +217,10 @@ class Engine:
             "which": filled([part.which[place] for place in now], 0) if known else None,
         }
         table = (part.beginnings.rows, part.beginnings.length) if known else ()
-        self._note("admit", rows, part.length, *table, run.rows, run.length, *features.main.shape[:2])
-        slots.state = self.admit(self.net.adapters, self.net.base, features, slots.state, known, self._placed(given))
+        with self._program("admit", rows, part.length, *table, run.rows, run.length, *features.main.shape[:2]):
+            slots.state = self.admit(
+                self.net.adapters, self.net.base, features, slots.state, known, self._placed(given)
+            )
         for slot, question in zip(free, questions):
             slots.holds[slot] = question
 
@@ -203,8 +232,8 @@ class Engine:
             slots.known = None  # room for the new ones
             spare = [None] * (wanted.rows - len(wanted.questions))
             prompt = prompts([*wanted.questions, *spare], None, wanted.length)
-            self._note("start", wanted.rows, wanted.length, *features.main.shape[:2])
-            slots.known = wanted, self.start(self.net.adapters, self.net.base, features, self._placed(prompt))
+            with self._program("start", wanted.rows, wanted.length, *features.main.shape[:2]):
+                slots.known = wanted, self.start(self.net.adapters, self.net.base, features, self._placed(prompt))
         return slots.known and slots.known[1]
 
     def _prompts(
@@ -256,7 +285,6 @@ class Engine:
             jnp.zeros((one.slots, merged, width), dtype),
             jnp.zeros((len(config.vision.taps), one.slots, merged, width), dtype),
         )
-        self._note("encode", one.rows, one.patches, one.slots)
         for start in range(0, one.slots, one.rows):
             part = [images[i] for i in one.images[start : start + one.rows]]
             if not part:
@@ -269,17 +297,23 @@ class Engine:
                 side=config.vision.side,
                 merge=config.vision.merge,
             )
-            table = self.encode(self.net.adapters, self.net.base, table, self._placed((patches, grid)), start)
+            with self._program("encode", one.rows, one.patches, one.slots):
+                table = self.encode(self.net.adapters, self.net.base, table, self._placed((patches, grid)), start)
         return table
 
     def _placed(self, tree: Any) -> Any:
         """Host arrays to the mesh, batches split where they divide. Positions [3, B, T] stay whole."""
         return jax.tree.map(lambda leaf: put(leaf, batch_sharding(self.net.mesh, leaf.shape[0])), tree)
 
-    def _note(self, kind: str, *shape: int) -> None:
-        if (kind, *shape) not in self.shapes:
-            self.shapes.add((kind, *shape))
-            logging.info("judge: compiling program %d, %s %s", len(self.shapes), kind, shape)
+    @contextlib.contextmanager
+    def _program(self, kind: str, *shape: int) -> Iterator[None]:
+        """Around a call: where it compiles a new program, a lane that wants the same one waits for it."""
+        name = (kind, *shape)
+        with contextlib.nullcontext() if name in self.shapes else self._compiling.setdefault(name, threading.Lock()):
+            if name not in self.shapes:
+                logging.info("judge: compiling program %d, %s %s", len(self.shapes) + 1, kind, shape)
+            yield
+            self.shapes.add(name)
 
     # ------------------------------------------------------------------------------------------- on the devices
 

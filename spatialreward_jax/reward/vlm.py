@@ -136,7 +136,8 @@ class VLM:
             return []
         asked, images = self.arrays(questions)
         lengths = [Length(len(q.tokens), q.begin, (q.tokens[: q.begin].tobytes(), q.images[:-1])) for q in asked]
-        passes = plan(lengths, [q.images for q in asked], [len(image.values) for image in images], self.limits)
+        sizes = [len(image.values) for image in images]
+        passes = plan(lengths, [q.images for q in asked], sizes, self.limits, lanes=self.engine.lanes)
         found = {}
         for one in passes:
             found |= self.engine.answer(one, asked, images)

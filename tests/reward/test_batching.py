@@ -60,7 +60,7 @@ def test_a_long_prompt_does_not_make_room_in_the_slots_of_short_ones():
 def test_random_requests_keep_the_promises():
     rng = random.Random(0)
     limits = Limits(batch=4, patches=1024, images=8, prompt=2048, tokens=3000, beginnings=2)
-    shared = 0
+    shared = dealt = 0
     for _ in range(200):
         patches = [rng.choice((4, 64, 100, 900, 5000)) for _ in range(rng.randint(1, 30))]
         shown = [
@@ -70,8 +70,12 @@ def test_random_requests_keep_the_promises():
         lengths = [
             Length(begins[key] + rng.randint(1, 1300), begins[key], key) for key in rng.choices("abc", k=len(shown))
         ]
-        passes = plan(lengths, shown, patches, limits)
+        lanes = rng.randint(1, 3)
+        passes = plan(lengths, shown, patches, limits, lanes=lanes)
         assert covered(passes) == list(range(len(shown)))
+        dealt += sum(len(one.runs) for one in passes) - sum(
+            len(one.runs) for one in plan(lengths, shown, patches, limits)
+        )
         for one in passes:
             assert len(one.images) <= one.slots == power_of_two(one.slots) and one.slots % one.rows == 0
             assert len(one.images) <= limits.images and one.rows * one.patches <= max(limits.patches, one.patches)
@@ -95,7 +99,7 @@ def test_random_requests_keep_the_promises():
                         shared += 1
                         assert len(part.beginnings.questions) <= part.beginnings.rows <= limits.beginnings
                 _check_saving(run, lengths)
-    assert shared > 50
+    assert shared > 50 and dealt > 50
 
 
 def _check_saving(run, lengths):
@@ -103,6 +107,20 @@ def _check_saving(run, lengths):
     tables = {id(part.beginnings): part.beginnings for part in run.parts if part.beginnings}
     read += sum(len(table.questions) * table.length for table in tables.values())
     assert read <= sum(bucket(lengths[q].whole, parts=4) for part in run.parts for q in part.questions)
+
+
+def test_what_fills_the_slots_of_two_lanes_is_dealt_to_them():
+    """The questions about an edit's own source stay together; those that all edits share begin alike as well."""
+    shown = [s for edit in range(16) for s in ((16 + edit // 4, edit), (edit,))]
+    lengths = [length for edit in range(16) for length in (Length(500, 300, edit // 4), Length(300, 5, "words"))]
+    (one,) = plan(lengths, shown, [256] * 20, LIMITS, lanes=2)
+    shares = [sorted(q for part in run.parts for q in part.questions) for run in one.runs]
+    assert [len(share) for share in shares] == [16, 16] and {run.length for run in one.runs} == {512}
+    for edits in (range(0, 32, 2), range(1, 32, 2)):
+        assert [len(set(edits) & set(share)) for share in shares] == [8, 8]
+    assert all(len({q // 8 for q in share if q % 2 == 0}) == 2 for share in shares)
+    (few,) = plan(lengths[:30], shown[:30], [256] * 20, LIMITS, lanes=2)
+    assert len(few.runs) == 1
 
 
 def test_images_are_shared_across_sizes():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.mesh import make_mesh
+from spatialreward_jax.reward import engine as engine_module
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.loading import load_judge
 from spatialreward_jax.reward.processor import Processor
@@ -72,9 +73,14 @@ def close(a, b):
             np.testing.assert_allclose(one.expected, other.expected, atol=1e-4)
 
 
+@pytest.fixture
+def one_lane(monkeypatch):
+    monkeypatch.setitem(engine_module.LANES, "cpu", 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sampled", "constrained"])
-def test_refilled_slots_and_shared_beginnings_change_no_answer(goldens, asked, mode, monkeypatch):
+def test_refilled_slots_and_shared_beginnings_change_no_answer(goldens, asked, mode, one_lane, monkeypatch):
     """Three slots for twelve questions, beginnings read once, against all questions at a time, each read whole."""
     want = engine_of(goldens, MODES[mode], Limits(batch=16, beginnings=0)).answer(asked)
     judge = engine_of(goldens, MODES[mode], Limits(batch=3, beginnings=2))
@@ -90,7 +96,7 @@ def test_refilled_slots_and_shared_beginnings_change_no_answer(goldens, asked, m
         assert call._cache_size() == sum(kind == name for kind, *_ in shapes)
 
 
-def test_refill_saves_passes(goldens, asked):
+def test_refill_saves_passes(goldens, asked, one_lane):
     """Three slots need fewer passes than batches of three that wait for their longest answer; programs are bounded."""
     judge = engine_of(goldens, MODES["greedy"], Limits(batch=3))
     engine = judge.engine
@@ -104,6 +110,17 @@ def test_refill_saves_passes(goldens, asked):
     assert {kind for kind, *_ in engine.shapes - before} <= {"admit"}  # other counts of free slots at most
     for name in ("encode", "empty", "start", "admit", "decode"):
         assert getattr(engine, name)._cache_size() == sum(kind == name for kind, *_ in engine.shapes)
+
+
+@pytest.mark.slow
+def test_two_lanes_answer_the_same_and_compile_each_program_once(goldens, asked):
+    want = engine_of(goldens, MODES["sampled"], Limits(batch=16)).answer(asked)
+    judge = engine_of(goldens, MODES["sampled"], Limits(batch=3))
+    assert judge.engine.lanes == 2
+    close(judge.answer(asked), want)
+    for name in ("encode", "empty", "start", "admit", "decode"):
+        assert getattr(judge.engine, name)._cache_size() == sum(kind == name for kind, *_ in judge.engine.shapes)
+    assert engine_of(goldens, MODES["sampled"], Limits(batch=3), make_mesh(4, 1, 2)).engine.lanes == 1
 
 
 @pytest.mark.slow
