@@ -206,7 +206,7 @@ def make_reward(config: ConfigDict, mesh: jax.sharding.Mesh, requests: str) -> W
         )
 
     def make_guards():
-        return Divided(GuardsBackend(), waits=True)
+        return Divided(GuardsBackend())
 
     def load_oracle():
         if config.data.path != "editworld":

@@ -5,7 +5,7 @@ The judge is one backend, `guards` another; a sample counts only where every bac
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,28 +54,19 @@ class Divided:
 
     Every backend is called with all edits in every process. A judge on the mesh answers them together, in programs that
     all processes run; what computes on the host alone would do all the work in each of them.
-
-    Attributes:
-        waits: whether `backend` reads the scores of those before it. Else it is begun before them, and grades while the
-            devices answer.
     """
 
     backend: Backend
-    waits: bool = False
 
-    def begin(self, edits: Sequence[Edit], scores: Sequence[Score] | None = None) -> Callable[[], list[Graded]]:
-        """-> what waits for the grades: the same ones in every process, whoever made them."""
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """The same grades in every process, whoever made them."""
         rows = list(zip(edits, scores if scores is not None else [None] * len(edits)))
 
         def grade(share):
             edits, own = zip(*share)
             return self.backend(edits, own if scores is not None else None)
 
-        return processes.begin_divided(grade, rows)
-
-    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
-        """Begins and waits."""
-        return self.begin(edits, scores)()
+        return processes.divided(grade, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +126,8 @@ class WeightedReward:
         """Grades every edit by every backend."""
         scores, parts = None, {}
         total, valid = np.zeros(len(edits)), np.ones(len(edits), bool)
-        early = {n: one.begin(edits) for n, one in self.backends.items() if isinstance(one, Divided) and not one.waits}
         for name, backend in self.backends.items():
-            graded = early[name]() if name in early else backend(edits, scores)
+            graded = backend(edits, scores)
             if len(graded) != len(edits):
                 raise ValueError(f"backend {name} graded {len(graded)} of {len(edits)} edits")
             if graded and all(one.score is not None for one in graded):

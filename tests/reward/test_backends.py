@@ -1,13 +1,12 @@
 """A weighted sum whose every part is reported and which no invalid sample enters."""
 
 import json
-import threading
 
 import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.reward.backends import Divided, Graded, GuardsBackend, JudgeBackend, WeightedReward
+from spatialreward_jax.reward.backends import Graded, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.protocol import read_answers
 from spatialreward_jax.reward.types import Edit
 
@@ -46,37 +45,6 @@ def test_a_backend_of_weight_zero_is_logged_and_counts_for_nothing():
     assert out.valid.all() and out.reward.tolist() == [1.0, 0.5]
     assert np.isnan(out.parts["b/reward"][0]) and out.parts["b/extra"].tolist() == [1, 1]
     assert out.scores is None
-
-
-def test_what_waits_for_no_scores_grades_while_the_judge_answers():
-    begun, answered = threading.Event(), threading.Event()
-
-    class Waiting(Judge):
-        def score(self, edits):
-            assert begun.wait(60), "was not begun before the judge"
-            answered.set()
-            return super().score(edits)
-
-    def beside(edits, scores):
-        begun.set()
-        assert answered.wait(60) and scores is None
-        return [Graded(0.5, {"number": float(ord(edit.instruction))}) for edit in edits]
-
-    def after(edits, scores):
-        return [Graded(float(score.valid)) for score in scores]
-
-    backends = {"judge": JudgeBackend(Waiting()), "truth": Divided(beside), "guards": Divided(after, waits=True)}
-    out = WeightedReward(backends, dict.fromkeys(backends, 1.0))(EDITS)
-    assert list(out.parts).index("judge/reward") == 0 and out.parts["truth/number"].tolist() == [97, 98, 99]
-    assert out.parts["guards/reward"].tolist() == [1, 0, 1] and out.valid.tolist() == [True, False, True]
-
-
-def test_a_backend_beside_the_judge_fails_as_any_other():
-    def broken(edits, scores):
-        raise InputError("these edits are unknown")
-
-    with pytest.raises(InputError, match="are unknown"):
-        WeightedReward({"truth": Divided(broken)}, {"truth": 1.0})(EDITS)
 
 
 @pytest.mark.parametrize(
