@@ -39,6 +39,7 @@ GRPO = {
     **{"recipe": "window", "window_steps": 1, "window_span": (0.0, 1.0)},
     **{"updates_per_phase": 1, "checkpoint_every": 1},
     **{"sampler": {"steps": 2, "text_guidance": 1.0, "image_guidance": 1.0}},
+    "judge": {"temperature": 0.0, "ensemble": 1},  # draws follow from the pixels, whose rounding may differ
     "eval": {"prompts": 0, "heldout": 0},
     "data": {"max_pixels": 1024, "max_text_tokens": 64},
 }

@@ -7,7 +7,6 @@ SC (semantic consistency) sees the sources, then the edited image; PQ (perceptua
 
 import dataclasses
 import re
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -27,16 +26,13 @@ _CITED = re.compile(r"<\|bbox_(\d{1,9})\|>")
 class Question:
     """One question to a judge: images (uint8 [H, W, 3], in order), then the text. stream: "sc" or "pq".
 
-    opening: how the answer begins; the judge goes on from there. request: number that stands for what the edit was to
-    be; where answers are drawn, the draws follow from it, not from what the edit became. draw: number of the answer
-    where several are drawn.
+    opening: how the answer begins; the judge goes on from there. draw: number of the answer where several are drawn.
     """
 
     images: tuple[np.ndarray, ...]
     text: str
     stream: str
     opening: str = ""
-    request: int = 0
     draw: int = 0
 
 
@@ -112,13 +108,9 @@ def read_edits(edits: Sequence[Edit], *, first: int = 0) -> list[ReadEdit]:
 
 def questions(edit: ReadEdit, templates: Templates) -> tuple[Question, Question]:
     """-> (SC question, PQ question)."""
-    request = zlib.crc32(edit.instruction.encode())
-    for source in edit.sources:
-        request = zlib.crc32(np.ascontiguousarray(source), request)
-    semantic = templates.sc_text(edit.instruction, len(edit.sources))
     return (
-        Question((*edit.sources, edit.edited), semantic, "sc", request=request),
-        Question((edit.edited,), templates.pq_text(), "pq", request=request),
+        Question((*edit.sources, edit.edited), templates.sc_text(edit.instruction, len(edit.sources)), "sc"),
+        Question((edit.edited,), templates.pq_text(), "pq"),
     )
 
 

@@ -29,9 +29,9 @@ class Decoding:
 
     Attributes:
         max_new_tokens: an answer that has not ended by then is cut off. seed: of sampled decoding; the draws of an
-            answer follow from it, its question's text and the request it is about. So the edits of one request share
-            them, which makes their scores comparable, and no pixel that rounds otherwise changes them. The n-th answer
-            to a question has the draws of seed + n.
+            answer follow from it and from its question alone, pixels included: edits of one request that drew alike
+            would share the errors of their draws, which a group could not average. The n-th answer to a question has
+            the draws of seed + n.
         constrained: answers follow `reward.answer_grammar`, so that each can be read; False is the official behaviour.
         score_mode: one of `SCORE_MODES`.
     """
@@ -161,7 +161,7 @@ class VLM:
             shown = [keys[id(image)] for image in question.images]
             tokens = self._tokens(question, [patches[row[key]].grid for key in shown])
             start = self._seed + question.draw & 0xFFFFFFFF
-            seed = zlib.crc32(str(question.request).encode(), zlib.crc32(question.text.encode(), start))
+            seed = zlib.crc32("".join(shown).encode(), zlib.crc32(tokens.tobytes(), start))
             last = len(patches[row[shown[-1]]].values) // self.processor.merge_size**2
             begin = int(np.flatnonzero(tokens == self.processor.image_pad)[-1]) + 1 - last
             asked.append(Asked(tokens, tuple(row[key] for key in shown), begin, seed, question.stream))

@@ -10,8 +10,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.aggregate import Aggregation
 from spatialreward_jax.reward.judge import FunctionAnswerer, RewardModel
 from spatialreward_jax.reward.parsing import MODES
-from spatialreward_jax.reward.protocol import Question, ReadEdit, questions
-from spatialreward_jax.reward.templates import load_templates
+from spatialreward_jax.reward.protocol import Question
 from spatialreward_jax.reward.types import NUMBERS, Edit
 from spatialreward_jax.reward.vlm import Decoding
 
@@ -59,19 +58,6 @@ def test_the_judge_is_asked_what_the_protocol_says():
     assert (semantic.stream, len(semantic.images), quality.stream, len(quality.images)) == ("sc", 3, "pq", 1)
     assert "paint the square" in semantic.text and "first 2 images" in semantic.text
     assert not re.search(r"{(instruction|score_range|num_input_images)}", semantic.text + quality.text)
-
-
-def test_questions_tell_their_request():
-    """The same for all edits of a source and an instruction, whatever came of it, and for no other."""
-    other = 2 * SOURCE
-    requests = [
-        {question.request for question in questions(ReadEdit(sources, after, instruction), load_templates("compact"))}
-        for sources in ((SOURCE,), (other,), (SOURCE, SOURCE))
-        for instruction in ("paint the square", "remove the square")
-        for after in (edited(1), edited(2))
-    ]
-    assert all(len(two) == 1 for two in requests) and requests[::2] == requests[1::2]
-    assert len(set.union(*requests)) == len(requests) // 2
 
 
 def test_an_ensemble_gives_the_means_of_what_can_be_read():

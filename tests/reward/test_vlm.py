@@ -133,17 +133,6 @@ def test_the_next_answer_to_a_question_is_the_next_seeds(folder, asked):
 
 
 @pytest.mark.slow
-def test_draws_follow_from_the_request_and_not_from_the_pictures(folder, asked):
-    """Where every token is about as likely as any other, the draws alone choose it."""
-    hot = vlm(folder, Decoding(max_new_tokens=8, temperature=1e6, top_p=1.0, top_k=0))
-    brighter = tuple(np.minimum(image, 200) + 55 for image in asked[0].images)
-    same, changed, other = hot.answer(
-        [asked[0], dataclasses.replace(asked[0], images=brighter), dataclasses.replace(asked[0], request=1)]
-    )
-    assert same == changed != other
-
-
-@pytest.mark.slow
 def test_adapter(folder, asked, greedy, tmp_path):
     """An adapter with B = 0 changes nothing but the identity; one that is not zero changes answers."""
     config = greedy.net.config
