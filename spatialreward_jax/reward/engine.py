@@ -131,6 +131,7 @@ class Engine:
         self.sampler, self.max_new, self.passes = sampler, max_new, 0
         self.shapes: set[tuple] = set()
         self._compiling: dict[tuple, threading.Lock] = {}
+        self._slots: dict[int, int] = {}
         self.encode = jax.jit(self._encode, donate_argnums=2)
         self.empty = jax.jit(self._empty, static_argnums=(0, 1))
         self.start = jax.jit(self._start)
@@ -278,12 +279,14 @@ class Engine:
         return found
 
     def _features(self, one: Pass, images: Sequence[Patches]) -> VisionFeatures:
-        """Encodes the images of a pass into one table [slots, P / merge^2, D], `rows` images at a time."""
+        """Encodes the images of a pass into one table [>= slots, P / merge^2, D], `rows` images at a time."""
         config, merged = self.net.config, one.patches // self.net.config.vision.merge**2
         width, dtype = config.text.dim, self.net.dtype
+        # As large as any before it: a smaller table would be another shape of each program that reads one.
+        slots = self._slots[one.patches] = max(one.slots, self._slots.get(one.patches, 0))
         table = VisionFeatures(
-            jnp.zeros((one.slots, merged, width), dtype),
-            jnp.zeros((len(config.vision.taps), one.slots, merged, width), dtype),
+            jnp.zeros((slots, merged, width), dtype),
+            jnp.zeros((len(config.vision.taps), slots, merged, width), dtype),
         )
         for start in range(0, one.slots, one.rows):
             part = [images[i] for i in one.images[start : start + one.rows]]
@@ -297,7 +300,7 @@ class Engine:
                 side=config.vision.side,
                 merge=config.vision.merge,
             )
-            with self._program("encode", one.rows, one.patches, one.slots):
+            with self._program("encode", one.rows, one.patches, slots):
                 table = self.encode(self.net.adapters, self.net.base, table, self._placed((patches, grid)), start)
         return table
 
