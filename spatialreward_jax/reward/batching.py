@@ -168,8 +168,10 @@ def _pass(
 
 
 def _deal(questions: list[int], lengths: Sequence[Length], limits: Limits, lanes: int) -> list[list[int]]:
-    """Shares of about as many tokens, one for each lane, if they fill its slots. What begins alike stays together,
-    unless it is a large part of all."""
+    """A share of about as many tokens for each lane, where they fill its slots; else one of all.
+
+    What begins alike stays together, unless it is a large part of all.
+    """
     if lanes == 1 or len(questions) < lanes * limits.batch:
         return [questions]
     alike: dict[Hashable, list[int]] = {}

@@ -113,7 +113,7 @@ class Engine:
     Attributes:
         shapes: kinds and sizes of the programs compiled so far; one entry per compilation. Their number is bounded by
             the buckets of `batching`: it grows neither with the number of questions nor with the order they end in.
-        passes: of the net, one after another, after the prompts were read.
+        passes: of the net over the slots of a run, after the prompts were read.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Engine:
         self.sampler, self.max_new, self.passes = sampler, max_new, 0
         self.shapes: set[tuple] = set()
         self._compiling: dict[tuple, threading.Lock] = {}
-        self._slots: dict[int, int] = {}
+        self._largest: dict[int, int] = {}  # table of images, by their patches
         self.encode = jax.jit(self._encode, donate_argnums=2)
         self.empty = jax.jit(self._empty, static_argnums=(0, 1))
         self.start = jax.jit(self._start)
@@ -283,7 +283,7 @@ class Engine:
         config, merged = self.net.config, one.patches // self.net.config.vision.merge**2
         width, dtype = config.text.dim, self.net.dtype
         # As large as any before it: a smaller table would be another shape of each program that reads one.
-        slots = self._slots[one.patches] = max(one.slots, self._slots.get(one.patches, 0))
+        slots = self._largest[one.patches] = max(one.slots, self._largest.get(one.patches, 0))
         table = VisionFeatures(
             jnp.zeros((slots, merged, width), dtype),
             jnp.zeros((len(config.vision.taps), slots, merged, width), dtype),
