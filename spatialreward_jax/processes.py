@@ -7,6 +7,7 @@ images) agree without being negotiated, and a batch need not divide over the pro
 the work: for 48 prompts and 576 edits of 512 x 512 pixels, 38 MB of sources and 453 MB of edits a phase.
 """
 
+import concurrent.futures
 import os
 import pickle
 import signal
@@ -81,12 +82,19 @@ def gather(value: Any) -> list[Any]:
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
 
 
-def divided(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
-    """`function(items)`, one result per item, where each process works on its contiguous share of the same items."""
+def begin_divided(function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Begins `function(items)`, one result per item, in a thread: each process works on its contiguous share of them.
+
+    Returns what waits for the results of all processes; all must call it. `function` must not use the devices: programs
+    that processes run together have to come in one order.
+    """
     index, count = jax.process_index(), jax.process_count()
     bounds = [len(items) * part // count for part in range(count + 1)]
     share = items[bounds[index] : bounds[index + 1]]
-    return [result for part in gather(function(share) if share else []) for result in part]
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    own = thread.submit(lambda: function(share) if share else [])
+    thread.shutdown(wait=False)
+    return lambda: [result for part in gather(own.result()) for result in part]
 
 
 def together(function: Callable[[], Any]) -> Any:

@@ -122,19 +122,20 @@ class FlowGRPO:
         latents, trajectory = self.sample(state.params, encoded, self.sample_keys(batch, phase, s.group), plan)
         edits = self.edits(batch, self.decode(encoded, latents))
         rewards = self.phase_reward(edits)
-        if s.keep_edits and processes.is_first():
-            keep_edits(self.workdir / "edits", phase, edits, rewards)
         groups = lambda x: x.reshape(s.prompts, s.group)
         reward, valid = groups(rewards.reward), groups(rewards.valid)
         advantage = group_advantage(reward, valid, std=s.advantage_std, clip=s.advantage_clip)
+        weight = step_weight(trajectory.std) if s.reweight_by_sigma else jnp.ones_like(trajectory.sigma)
+        placed = place_whole(self.nets.mesh, (advantage, valid))
+        state, update_metrics = self._updates(state, Batch(trajectory, encoded.branches, *placed, weight))
+        # Only now: what is logged alone was graded while the devices were busy.
         metrics = reward_metrics(reward, valid) | {f"reward/{n}": _mean(x) for n, x in rewards.parts.items()}
         for name in (name for name in rewards.parts if name.endswith("/reward")):
             part = groups(rewards.parts[name])
             metrics[f"reward/{name}_sem"] = reward_metrics(part, np.isfinite(part)).get("reward_sem")
         metrics = {name: value for name, value in metrics.items() if value is not None}
-        weight = step_weight(trajectory.std) if s.reweight_by_sigma else jnp.ones_like(trajectory.sigma)
-        advantage, valid = place_whole(self.nets.mesh, (advantage, valid))
-        state, update_metrics = self._updates(state, Batch(trajectory, encoded.branches, advantage, valid, weight))
+        if s.keep_edits and processes.is_first():
+            keep_edits(self.workdir / "edits", phase, edits, rewards)
         names = [f"key {request.key} ({request.where})" for request in batch.requests]
         return state, metrics | update_metrics | {"samples": Samples(names, _finite(latents))}
 

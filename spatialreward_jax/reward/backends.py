@@ -4,8 +4,9 @@ The judge is one backend, `guards` another; a sample counts only where every bac
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -58,15 +59,19 @@ class Divided:
 
     backend: Backend
 
-    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
-        """The same grades in every process, whoever made them."""
+    def begin(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> Callable[[], list[Graded]]:
+        """-> what waits for the grades: the same ones in every process, whoever made them."""
         rows = list(zip(edits, scores if scores is not None else [None] * len(edits)))
 
         def grade(share):
             edits, own = zip(*share)
             return self.backend(edits, own if scores is not None else None)
 
-        return processes.divided(grade, rows)
+        return processes.begin_divided(grade, rows)
+
+    def __call__(self, edits: Sequence[Edit], scores: Sequence[Score] | None) -> list[Graded]:
+        """Begins and waits."""
+        return self.begin(edits, scores)()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +96,28 @@ class Rewards:
 
     Attributes:
         reward: float64 [N], the weighted sum; NaN where `valid` (bool [N]) is False.
-        parts: "backend/measure" -> float64 [N], NaN where that backend gave none; "backend/reward" is always there.
         scores: the judge's scores, or None where no judge is among the backends.
+        graded: by backend, what gives its grades, and waits for them where they are not needed for the sum.
     """
 
     reward: np.ndarray
     valid: np.ndarray
-    parts: dict[str, np.ndarray]
     scores: list[Score] | None
+    graded: Mapping[str, Callable[[], Sequence[Graded]]]
+
+    @functools.cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """By "backend/measure" float64 [N], NaN where that backend gave none; "backend/reward" is always there.
+
+        In a run of several processes all must ask for it.
+        """
+        parts = {}
+        for name, grades in self.graded.items():
+            graded = grades()
+            parts[f"{name}/reward"] = _column([one.reward for one in graded])
+            for measure in sorted({key for one in graded for key in one.measures} - {"reward"}):
+                parts[f"{name}/{measure}"] = _column([one.measures.get(measure) for one in graded])
+        return parts
 
 
 class WeightedReward:
@@ -123,23 +142,32 @@ class WeightedReward:
         return WeightedReward({n: self.backends[n] for n in names}, {n: self.weights[n] for n in names})
 
     def __call__(self, edits: Sequence[Edit]) -> Rewards:
-        """Grades every edit by every backend."""
-        scores, parts = None, {}
+        """Grades every edit by every backend.
+
+        One of weight 0 that needs no devices begins last and goes on while the caller uses the sum.
+        """
+        scores, graded = None, dict.fromkeys(self.backends)
         total, valid = np.zeros(len(edits)), np.ones(len(edits), bool)
-        for name, backend in self.backends.items():
-            graded = backend(edits, scores)
-            if len(graded) != len(edits):
-                raise ValueError(f"backend {name} graded {len(graded)} of {len(edits)} edits")
-            if graded and all(one.score is not None for one in graded):
-                scores = [one.score for one in graded]
-            reward = _column([one.reward for one in graded])
-            parts[f"{name}/reward"] = reward
-            for measure in sorted({key for one in graded for key in one.measures} - {"reward"}):
-                parts[f"{name}/{measure}"] = _column([one.measures.get(measure) for one in graded])
+        late = [name for name, one in self.backends.items() if isinstance(one, Divided) and not self.weights[name]]
+        for name in (name for name in self.backends if name not in late):
+            own = self._checked(name, self.backends[name](edits, scores), edits)
+            graded[name] = lambda own=own: own
+            if own and all(one.score is not None for one in own):
+                scores = [one.score for one in own]
             if self.weights[name]:
+                reward = _column([one.reward for one in own])
                 total += self.weights[name] * reward
                 valid &= np.isfinite(reward)
-        return Rewards(np.where(valid, total, np.nan), valid, parts, scores)
+        for name in late:
+            begun = self.backends[name].begin(edits, scores)
+            graded[name] = lambda name=name, begun=begun: self._checked(name, begun(), edits)
+        return Rewards(np.where(valid, total, np.nan), valid, scores, graded)
+
+    @staticmethod
+    def _checked(name: str, graded: list[Graded], edits: Sequence[Edit]) -> list[Graded]:
+        if len(graded) != len(edits):
+            raise ValueError(f"backend {name} graded {len(graded)} of {len(edits)} edits")
+        return graded
 
 
 def _column(values: Sequence[float | None]) -> np.ndarray:

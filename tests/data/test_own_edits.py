@@ -11,7 +11,7 @@ from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.recipes.kept_edits import keep_edits
-from spatialreward_jax.reward.backends import Rewards
+from spatialreward_jax.reward.backends import Graded, Rewards
 from spatialreward_jax.reward.types import Edit
 
 
@@ -20,15 +20,14 @@ def workdir(tmp_path_factory):
     """A run of two phases over two requests: each gets its exact target and its source."""
     folder = tmp_path_factory.mktemp("run")
     truths = read_truths(write_requests(folder / "data", "train", 2, 0))
+    reward = np.array([1.0, 0.25, np.nan, 0.0])
+    rewards = Rewards(reward, np.isfinite(reward), None, {"oracle": lambda: [Graded(one) for one in reward]})
     for phase in range(2):
         edits = []
         for sample in truths:
             sources = [render(sample.source)]
             edits += [Edit(sources, image, sample.instruction) for image in (render(sample.target), sources[0])]
-        reward = np.array([1.0, 0.25, np.nan, 0.0])
-        keep_edits(
-            folder / "edits", phase, edits, Rewards(reward, np.isfinite(reward), {"oracle/reward": reward}, None)
-        )
+        keep_edits(folder / "edits", phase, edits, rewards)
     return folder
 
 

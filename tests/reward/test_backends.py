@@ -1,12 +1,13 @@
 """A weighted sum whose every part is reported and which no invalid sample enters."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.reward.backends import Graded, GuardsBackend, JudgeBackend, WeightedReward
+from spatialreward_jax.reward.backends import Divided, Graded, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.protocol import read_answers
 from spatialreward_jax.reward.types import Edit
 
@@ -45,6 +46,33 @@ def test_a_backend_of_weight_zero_is_logged_and_counts_for_nothing():
     assert out.valid.all() and out.reward.tolist() == [1.0, 0.5]
     assert np.isnan(out.parts["b/reward"][0]) and out.parts["b/extra"].tolist() == [1, 1]
     assert out.scores is None
+
+
+def test_what_is_logged_alone_is_graded_while_the_sum_is_used():
+    used = threading.Event()
+
+    def logged(edits, scores):
+        assert used.wait(60), "the sum had to wait"
+        return [
+            Graded(float(score.valid), {"number": float(ord(edit.instruction))}) for edit, score in zip(edits, scores)
+        ]
+
+    backends = {"truth": Divided(logged), "judge": JudgeBackend(Judge())}
+    out = WeightedReward(backends, {"truth": 0.0, "judge": 1.0})(EDITS)
+    assert out.valid.tolist() == [True, False, True]
+    used.set()
+    assert out.parts["truth/number"].tolist() == [97, 98, 99] and out.parts["truth/reward"].tolist() == [1, 0, 1]
+
+
+def test_what_is_logged_alone_fails_where_it_is_read():
+    def broken(edits, scores):
+        raise InputError("these edits are unknown")
+
+    few = Divided(lambda edits, scores: [Graded(1.0)])
+    for backend, error, why in ((Divided(broken), InputError, "are unknown"), (few, ValueError, "graded 1 of 3")):
+        out = WeightedReward({"truth": backend, "b": constant(1.0, 1.0, 1.0)}, {"truth": 0.0, "b": 1.0})(EDITS)
+        with pytest.raises(error, match=why):
+            out.parts  # noqa: B018
 
 
 @pytest.mark.parametrize(
