@@ -12,7 +12,7 @@ change between two and the judge's own questions, last its verdicts (about three
 and, so that it can reward an editor, the edits of that one, which RL runs kept (some 6000; three quarters of an hour):
 
     python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits --config.keep_edits=True \\
-        --config.steps=100 --config.rewards.judge=0 --config.rewards.oracle=1
+        --config.seed=11 --config.steps=100 --config.rewards.judge=0 --config.rewards.oracle=1
     python -m spatialreward_jax.train --config=configs/reward_sft.py:own_edits --workdir=DIR/own \\
         --config.judge=DIR/judge/judge "--config.data.editworld.own_edits=('DIR/edits',)"
 

@@ -72,7 +72,7 @@ def test_what_is_logged_alone_fails_where_it_is_read():
     for backend, error, why in ((Divided(broken), InputError, "are unknown"), (few, ValueError, "graded 1 of 3")):
         out = WeightedReward({"truth": backend, "b": constant(1.0, 1.0, 1.0)}, {"truth": 0.0, "b": 1.0})(EDITS)
         with pytest.raises(error, match=why):
-            out.parts  # noqa: B018
+            dict(out.parts)
 
 
 @pytest.mark.parametrize(
