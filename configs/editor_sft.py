@@ -1,10 +1,10 @@
 """Supervised training of the OmniGen2 editor.
 
-The embedded editor from scratch on EditWorld; its autoencoder comes trained, by the first command (hours on two CPU
-cores in all, minutes on an accelerator):
+The embedded editor from scratch on EditWorld, first its autoencoder (hours on two CPU cores in all, minutes on an
+accelerator); without --config.editor the second command takes the shipped one, which the first made:
 
     python -m spatialreward_jax.train --config=configs/editor_sft.py:vae --workdir=DIR/vae
-    python -m spatialreward_jax.train --config=configs/editor_sft.py --workdir=DIR/sft
+    python -m spatialreward_jax.train --config=configs/editor_sft.py --workdir=DIR/sft --config.editor=DIR/vae/editor
 
 Published sizes, all parameters or LoRA, on rows of the official training layout (jsonl: `instruction`, `input_images`,
 `output_image`):

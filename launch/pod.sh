@@ -4,7 +4,7 @@
 #   launch/pod.sh create --name=N --zone=Z --type=v6e-16 [--spot] [--queued]   ask for the slice
 #   launch/pod.sh status --name=N --zone=Z [--queued]                          its state
 #   launch/pod.sh wait   --name=N --zone=Z [--queued]                          until it is ready
-#   launch/pod.sh setup  --name=N --zone=Z [--bucket=B]                        install this working tree, mount the bucket
+#   launch/pod.sh setup  --name=N --zone=Z [--bucket=B]                        install the last commit, mount the bucket
 #   launch/pod.sh run    --name=N --zone=Z -- train --config=... --workdir=... start on every worker, in the background
 #   launch/pod.sh tail   --name=N --zone=Z [--worker=0]                        follow the log
 #   launch/pod.sh stop   --name=N --zone=Z                                     ask every worker to save and stop

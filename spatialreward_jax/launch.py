@@ -12,7 +12,6 @@ import collections
 import contextlib
 import pathlib
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from spatialreward_jax.processes import HEARTBEAT
+from spatialreward_jax.processes import HEARTBEAT, on_all_hosts
 
 _SILENT = re.compile(r"Task (\d+) heartbeat timeout")
 _FIRST_GONE = "Failed to send RPC to coordination service"
@@ -102,7 +101,9 @@ def report(children: Sequence[Child], arguments: Sequence[str], newest: pathlib.
     if lost is None:
         return None
     where = f"resume from {newest}" if newest else "no checkpoint yet, start anew"
-    again = shlex.join([sys.executable, "-m", "spatialreward_jax.launch", *arguments])
+    own = [sys.executable, "-m", "spatialreward_jax.launch", *arguments]
+    hosts = int(_flag(arguments, "num_processes", "1"))
+    again = on_all_hosts(own, _flag(arguments, "coordinator", ""), hosts)
     return f"error: {lost} was lost; {where} with: {again}"
 
 

@@ -37,6 +37,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
         raise ValueError(f"mesh sizes {dict(zip(AXES, sizes))}: use positive numbers and at most one -1")
     if -1 in sizes:
         known = -int(np.prod(sizes))
+        if devices.size % known:
+            wanted = ",".join(map(str, sizes))
+            raise ValueError(f"mesh {wanted}: {devices.size} devices do not divide by {known}; choose other sizes")
         sizes[sizes.index(-1)] = devices.size // known
     if int(np.prod(sizes)) != devices.size:
         raise ValueError(f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, there are {devices.size}")
@@ -140,7 +143,7 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def place_batch(mesh: Mesh, x: Any) -> jax.Array:
-    """A host array on the mesh, its leading axis split over the batch axes (see `batch_sharding`)."""
+    """A host array [B, ...] on the mesh, its leading axis split over the batch axes (see `batch_sharding`)."""
     x = np.asarray(x)
     return put(x, batch_sharding(mesh, x.shape[0]))
 
@@ -158,8 +161,9 @@ def on_host(leaf: Any) -> np.ndarray:
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """Asks for x's leading axes to be split over these mesh axes; does nothing outside a mesh context (`jax.set_mesh`).
+    """x [...] with its leading axes split over these mesh axes: for each a name, a tuple of names, or None.
 
+    Does nothing outside a mesh context (`jax.set_mesh`).
     Axes that do not divide their dimension are left alone, so that odd batch sizes stay legal.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -3,8 +3,8 @@
     python -m spatialreward_jax.parity DIR
     python -m spatialreward_jax.parity DIR --json=report.json --failures
 
-DIR holds `goldens.json` (hyper-parameters and tolerances), arrays and small checkpoints; its MANIFEST.md explains
-them. Run it on a new accelerator before trusting it: everything is float32 with matrix products at full precision.
+DIR holds `goldens.json` (hyper-parameters and tolerances), arrays and small checkpoints, as `tests/goldens` does. Run
+it on a new accelerator before trusting it: everything is float32 with matrix products at full precision.
 
 A row is one array: `input` (used), `compared` (largest absolute error beside what it may be) or `failed` (with the
 reason). An array or file that no check knows is a failed row. The exit status is 1 if a row failed or nothing was

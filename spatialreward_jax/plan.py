@@ -66,7 +66,9 @@ def sizes_of(mesh: str | None, topology: Topology) -> tuple[int, int, int]:
     except ValueError:
         raise InputError(f"mesh {mesh!r}: give data,fsdp,tensor, such as 2,8,1") from None
     if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != topology.chips:
-        raise InputError(f"mesh {mesh}: the product of its sizes is not the {topology.chips} chips of {topology.name}")
+        raise InputError(
+            f"mesh {mesh}: give positive sizes whose product is the {topology.chips} chips of {topology.name}"
+        )
     return data, fsdp, tensor
 
 

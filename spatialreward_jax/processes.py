@@ -10,6 +10,7 @@ the work: for 48 prompts and 576 edits of 512 x 512 pixels, 38 MB of sources and
 import concurrent.futures
 import os
 import pickle
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ HEARTBEAT = 60
 """Seconds after which a process that gives no sign of life is taken for lost, and the others end."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_ONE = ("--coordinator=", "--num_processes=", "--process_id=")  # flags by which a process joins the others
 
 
 def initialize(
@@ -69,6 +71,16 @@ def say(line: str) -> None:
     """Prints a line, in the first process only."""
     if is_first():
         print(line, flush=True)
+
+
+def on_all_hosts(command: Sequence[str], coordinator: str, count: int) -> str:
+    """What to type to start a run again, given the command of one process.
+
+    coordinator: "" where the command starts all processes by itself; else one of the `count` hosts of the run.
+    """
+    joining = f"--coordinator={coordinator} --num_processes={count} and its --process_id"
+    where = f"on each of the {count} hosts, with {joining}: " if coordinator else ""
+    return where + shlex.join(argument for argument in command if not argument.startswith(_OF_ONE))
 
 
 def gather(value: Any) -> list[Any]:

@@ -9,7 +9,6 @@ preempted machines send) finish the step, save, and exit with status 0; a second
 
 import dataclasses
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -178,15 +177,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("heartbeat", processes.HEARTBEAT, "Seconds of silence after which a process counts as lost.")
 
 
-def again(arguments: list[str], coordinator: str, processes: int) -> str:
+def again(arguments: Sequence[str], coordinator: str, count: int) -> str:
     """What to type to resume, given a process's own arguments: for all processes of a run, not for one of them."""
-    shared = ("--coordinator=", "--num_processes=", "--process_id=")
-    own = [argument for argument in arguments if not argument.startswith(shared)]
-    program = ["spatialreward_jax.train"]
-    if coordinator.startswith("localhost:"):
-        program = ["spatialreward_jax.launch", f"--processes={processes}", "train"]
-    where = "" if not coordinator or len(program) > 1 else f"on each of the {processes} hosts: "
-    return where + shlex.join([sys.executable, "-m", *program, *own])
+    here = coordinator.startswith("localhost:")
+    program = ["spatialreward_jax.launch", f"--processes={count}", "train"] if here else ["spatialreward_jax.train"]
+    return processes.on_all_hosts([sys.executable, "-m", *program, *arguments], "" if here else coordinator, count)
 
 
 def main(_argv: list[str]) -> int:
@@ -223,6 +218,8 @@ def main(_argv: list[str]) -> int:
         processes.say(f"  summary      {workdir / 'summary.json'}")
         newest = "none" if summary["checkpoint_step"] is None else f"step {summary['checkpoint_step']}"
         processes.say(f"  report       {workdir / FILE}")
+        if exported := summary.get("exported"):
+            processes.say(f"  exported     {exported}")
         processes.say(f"  checkpoints  {workdir / 'checkpoints'} (newest whole: {newest})")
         processes.say(f"  curves       tensorboard --logdir={workdir / 'tensorboard'}")
     return 0

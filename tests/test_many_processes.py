@@ -194,6 +194,10 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path, monkeypatch, vi
     line = launch.report(children, ["train", *flags], launch.newest_checkpoint(flags))
     assert f"error: process {victim} (SIGKILL) was lost; resume from {tmp_path / 'run' / 'checkpoints'}/" in line
     assert "spatialreward_jax.launch train --config=" in line and "\n" not in line
+    joined = ["--coordinator=10.0.0.2:8476", "--num_processes=4"]
+    line = launch.report(children, ["train", *flags, *joined, f"--process_id={3 - victim}"], None)
+    assert f"on each of the 4 hosts, with {' '.join(joined)} and its --process_id: " in line
+    assert line.endswith("spatialreward_jax.launch train " + " ".join(flags))  # nothing of one host's own
 
 
 def test_the_launcher_starts_stops_and_reports(tmp_path):

@@ -202,7 +202,9 @@ def test_the_command_to_resume_is_for_all_processes():
     local = train.again([*own, "--coordinator=localhost:1", *shared], "localhost:1", 2)
     assert local.endswith(" -m spatialreward_jax.launch --processes=2 train --config=c.py --workdir=w")
     pod = train.again([*own, "--coordinator=10.0.0.2:1", *shared], "10.0.0.2:1", 2)
-    assert pod.startswith("on each of the 2 hosts: ") and pod.endswith(" spatialreward_jax.train " + " ".join(own))
+    joining = "--coordinator=10.0.0.2:1 --num_processes=2 and its --process_id"
+    assert pod.startswith(f"on each of the 2 hosts, with {joining}: ")
+    assert pod.endswith(" spatialreward_jax.train " + " ".join(own))
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ class Editor:
           num_samples: how many edits.
           seed: edit number i depends on (seed, i) alone.
           preset: sampler settings, by name or given.
-          size: (height, width) of the result with several sources; with one, the result has its size.
+          size: (height, width) of the result; by default that of the source, needed with several.
 
         Returns:
           `num_samples` images, uint8 [H, W, 3].

@@ -94,14 +94,14 @@ def load_nets(
       adapter: a LoRA adapter for the transformer.
       alpha: of an adapter that does not carry it.
       dtype: of transformer and text tower; by default bfloat16, on CPU float32.
-      mesh: by default all devices on the axis `data`.
+      mesh: by default the first device alone.
       scratch: (part, seed) pairs; these of "transformer", "vae" and "mllm" are drawn from the seed instead of read.
 
     Raises:
       InputError: something is missing or belongs to another architecture.
     """
     folder = resolve(path, "editor")
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     configs = {part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "mllm")}
     flow = omnigen2.OmniGen2Config.from_dict(configs["transformer"])

@@ -48,6 +48,7 @@ def guided(velocity, x, t, branches: Branches, guidance: Guidance):
 
     a > 1, b > 1: v_uncond + b (v_ref - v_uncond) + a (v_full - v_ref); a > 1 >= b: v_uncond + a (v_full - v_uncond),
     with v_uncond without references; a <= 1: v_full. As in `pipeline_omnigen2.py` of the reference.
+    Raises InputError where a branch that is needed is missing.
     """
     check_branches(branches, guidance)
     run = lambda conditioning: velocity(x, t, conditioning).astype(jnp.float32)

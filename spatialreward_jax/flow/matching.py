@@ -19,7 +19,10 @@ def shift_of(tokens: jax.Array) -> jax.Array:
 
 
 def shift_times(t: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Times in (0, 1) moved towards the noise: s = 1 - t becomes e^m s / (1 + (e^m - 1) s), m = `shift_of(tokens)`."""
+    """Times [B] in (0, 1) moved towards the noise, tokens [B]: s = 1 - t becomes e^m s / (1 + (e^m - 1) s).
+
+    m = `shift_of(tokens)`.
+    """
     factor, s = jnp.exp(shift_of(tokens)), 1 - t
     return 1 - factor * s / (1 + (factor - 1) * s)
 

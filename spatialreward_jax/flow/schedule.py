@@ -22,6 +22,7 @@ def time_grid(num_tokens, steps: int, base: float) -> np.ndarray:
     num_tokens [...]: latent height * latent width (latent positions, not 2 x 2 patches). base: image side in pixels
     at which the grid is even; larger images spend more steps near the noise.
     t -> t / (m - m t + t) with m = sqrt(num_tokens) / (base / 8); the end 1 is appended, never warped.
+    Raises InputError for fewer than one step.
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps: use at least 1")
@@ -65,7 +66,10 @@ def ode_plan(steps: int) -> StepPlan:
 
 
 def full_plan(rng: np.random.Generator, steps: int, coef: float, fraction: float) -> StepPlan:
-    """Every step stochastic; ceil(fraction * steps) of them kept, drawn without replacement, the same for everyone."""
+    """Every step stochastic; ceil(fraction * steps) of them kept, drawn without replacement, the same for everyone.
+
+    Raises InputError for a fraction outside (0, 1].
+    """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction of trained steps {fraction}: use a number above 0 and at most 1")
     count = math.ceil(round(fraction * steps, 9))
@@ -87,7 +91,7 @@ def window_plan(
     """One stochastic window for each group, all else ODE; exactly the window is kept -> coef [P, N], keep [P, S].
 
     guided [N] bool (see `guided_steps`): all windows train side by side in one program, so that the span must lie in
-    one guided or one unguided stretch.
+    one guided or one unguided stretch. Raises InputError where it does not, or is no span of the steps.
     """
     steps, (low, high) = len(guided), window.span
     if not 0 <= low < high <= steps or not 1 <= window.size <= high - low:

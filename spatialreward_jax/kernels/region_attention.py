@@ -77,7 +77,10 @@ def region_attention(
 
 
 def entropy_within(mass: jax.Array, w_log_w: jax.Array) -> jax.Array:
-    """Entropy in nats of weights renormalised to 1, from their sum and their sum of w log w; 0 where the sum is 0."""
+    """Entropy in nats of weights renormalised to 1, from their sum and their sum of w log w (arrays of one shape).
+
+    0 where the sum is 0.
+    """
     some = mass > 0
     safe = jnp.where(some, mass, 1.0)
     return jnp.where(some, jnp.maximum(jnp.log(safe) - w_log_w / safe, 0.0), 0.0)

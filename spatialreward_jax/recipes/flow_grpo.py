@@ -24,6 +24,7 @@ from spatialreward_jax.editor.velocity import velocity_fn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import StepPlan, Trajectory, key_noise, rollout, time_grid
 from spatialreward_jax.io.peft import write_diffusers, write_peft
+from spatialreward_jax.io.pretrained import resolve
 from spatialreward_jax.io.weights import save_params
 from spatialreward_jax.mesh import place_batch, place_whole
 from spatialreward_jax.models import omnigen2
@@ -329,6 +330,7 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
       InputError: a config value, the data, the editor or a reward is not as it should be.
     """
     settings = grpo_settings.Settings.from_config(config, workdir)
+    resolve(settings.editor, "editor")  # the judge, which may be large, is loaded before the editor
     requests = read_requests(settings.data, tasks=settings.tasks, check=settings.check)
     if len(requests) < settings.prompts:
         raise InputError(f"prompts={settings.prompts}, but {settings.data} holds only {len(requests)} requests")

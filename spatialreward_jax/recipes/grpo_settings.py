@@ -141,6 +141,8 @@ class Settings:
 
 
 def _data_path(data: str, workdir: pathlib.Path, seed: int) -> str:
+    if not data:
+        raise InputError("no data: give --config.data.path=FILE.jsonl, a folder of images, or 'editworld'")
     if data != "editworld":
         return data
     return _written(workdir / "data", "train", EDITWORLD_REQUESTS, seed)

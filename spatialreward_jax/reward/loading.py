@@ -64,7 +64,7 @@ def load_judge(
     """Reads config, weights and adapter.
 
     Args:
-        folder: in Hugging Face layout. The embedded judge gets random weights while it ships none.
+        folder: in Hugging Face layout.
         adapter: PEFT folder, or None.
         dtype: of parameters and activations; by default bfloat16 on accelerators, float32 on CPU.
         mesh: by default the first device alone.

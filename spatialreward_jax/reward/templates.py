@@ -48,7 +48,7 @@ class Templates:
 
 
 def load_templates(name: str | os.PathLike) -> Templates:
-    """A shipped set by its name, or any set by its folder."""
+    """A shipped set by its name, or any set by its folder. Raises InputError."""
     folder = SHIPPED / name if (SHIPPED / name / "sc.txt").is_file() else pathlib.Path(name)
     if not folder.is_dir():
         shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir()))
@@ -56,7 +56,9 @@ def load_templates(name: str | os.PathLike) -> Templates:
     files = {stem: folder / f"{stem}.txt" for stem in ("sc", "pq", "sc_multi")}
     missing = [f"{stem}.txt" for stem in ("sc", "pq") if not files[stem].is_file()]
     if missing:
-        raise InputError(f"template folder {folder} lacks {' and '.join(missing)}")
+        sets = sorted(file.parent.name for file in folder.glob("*/sc.txt"))
+        hint = f": give one of its sets, {' or '.join(str(folder / name) for name in sets)}" if sets else ""
+        raise InputError(f"template folder {folder} lacks {' and '.join(missing)}{hint}")
     texts = {stem: path.read_bytes().decode() for stem, path in files.items() if path.is_file()}
     if "{instruction}" not in texts["sc"]:
         raise InputError(f"{files['sc']} never says {{instruction}}: the judge would not know what was asked for")

@@ -122,6 +122,7 @@ class VLM:
 
     @net.setter
     def net(self, net: JudgeNet) -> None:
+        """Puts another net in its place."""
         self.engine.net = net
 
     def check(self, question: Question) -> None:

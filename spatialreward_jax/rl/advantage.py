@@ -44,6 +44,7 @@ def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> 
     reward [P, G]; valid [P, G] bool. std: "group", or "batch" for the standard deviation of all valid rewards.
     Exactly 0 in a group whose rewards lie within 1e-6 of each other or of which fewer than 2 are valid, and for
     invalid samples, which count in no statistic (their reward may be NaN).
+    Raises InputError for other shapes, an unknown `std`, or a valid reward that is not finite.
     """
     if std not in ("group", "batch"):
         raise InputError(f"advantage std {std!r} is unknown; choose group or batch")

@@ -60,6 +60,7 @@ def kl_scale(form: str, sigma, mask, valid, channels: int):
     "sample": mean square over the sample's real elements / (2 sigma^2), each sample's own.
     "reference": the framework's broadcasting: (mean over samples of the mean square over elements, padded to the
     longest sample) * (mean over samples of 1 / (2 sigma^2)). Both agree when all samples have one size.
+    Raises InputError for another form.
     """
     if form not in KL_FORMS:
         raise InputError(f"KL form {form!r} is unknown; choose one of {', '.join(KL_FORMS)}")

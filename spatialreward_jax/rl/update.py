@@ -106,6 +106,7 @@ def make_gradient(policy, reference, objective: Objective):
 
     loss = mean over the S steps of (mean over valid samples of weight * clipped surrogate + kl_weight * KL).
     Metrics: those of `loss.grpo_loss`, the scalar `loss` and, with a KL term, `kl`.
+    Raises InputError for a KL term without a reference model.
     """
     if objective.kl_weight and reference is None:
         raise InputError("kl_weight is not 0 but there is no reference model: give one, or set kl_weight to 0")

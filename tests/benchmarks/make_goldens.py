@@ -9,7 +9,7 @@ named is written: the judge's file with --judge, the text tower's and the autoen
 transformer's with --editor and --clone (and with an adapter's arrays too with --lora, a PEFT folder). DIR links to the
 given folders. `--gradients` adds the judge's gradients, which take twice the weights' memory.
 
-The files and arrays are those of the reference goldens (see their MANIFEST.md); float32 needs 4 bytes per weight in
+The files and arrays are those of the reference goldens (`tests/goldens`); float32 needs 4 bytes per weight in
 torch, and again in `parity`: 16 GB for the 4B editor, 35 GB for the 8B judge.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of a folder of reference arrays (see its MANIFEST.md) against our nets and maths."""
+"""Checks of a folder of reference arrays, such as `tests/goldens`, against our nets and maths."""
 
 from spatialreward_jax.evaluation.golden_checks.case import Case, Row
 from spatialreward_jax.evaluation.golden_checks.nets import Goldens
