@@ -76,7 +76,7 @@ def get_config(preset="embedded"):
 
     # ---- model: a folder in the OmniGen2 layout
     config.editor = ""
-    config.adapter = ""  # LoRA adapter to start from, or "" for a new one
+    config.adapter = ""  # LoRA adapter to start from, whose rank, alpha and targets then hold; "": a new one
     config.scratch = ()  # parts drawn from the seed instead of read: transformer, vae, mllm
     config.train = ("transformer",)  # "text" too trains the text tower
     config.dtype = "bfloat16"  # of the computation and of what is not trained; trained parameters are float32

@@ -45,7 +45,7 @@ EDITWORLD = {
     "betas": (0.9, 0.95),
     "weight_decay": 0.01,
     "lora": {"rank": 0},
-    "data": {"path": "editworld", "max_tokens": 512},
+    "data": {"path": "editworld"},
     "checkpoint_every": 250,
     "eval_every": 500,
 }
@@ -123,7 +123,7 @@ def get_config(preset="embedded"):
 
     # ---- model: a folder in the Qwen3-VL layout
     config.judge = ""
-    config.adapter = ""  # PEFT adapter to start from, or "" for a new one
+    config.adapter = ""  # PEFT adapter to start from, whose rank, alpha and targets then hold; "": a new one
     config.scratch = False  # draw the weights from the seed instead of reading them
     config.dtype = "bfloat16"  # of the computation and of what is not trained; trained parameters are float32
     config.export_dtype = "bfloat16"
@@ -134,7 +134,7 @@ def get_config(preset="embedded"):
     config.data = ConfigDict()
     config.data.path = ""  # .jsonl of chats, or "editworld"
     config.data.heldout = ""  # likewise, for the evaluations; "" is none (EditWorld: its validation split)
-    config.data.max_tokens = 8192  # of a chat, images included; longer ones are refused
+    config.data.max_tokens = 8192  # of a chat of a .jsonl, images included; longer ones are refused
     config.data.threads = 4
     config.pixels = "sft"  # pixel policy: eval, server, sft, rl
     config.templates = "default"  # wording of EditWorld's questions, stored with the judge

@@ -133,7 +133,8 @@ class Interrupts:
     """
 
     def __init__(self, notify: Callable[[str], None] = say):
-        self._notify, self._before, self._seen = notify, {}, 0
+        self._notify, self._before = notify, {}
+        self._seen = self._told = 0  # the signal that came here; that which any process told of
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
@@ -145,14 +146,17 @@ class Interrupts:
 
     def agreed(self) -> bool:
         """Whether any process has been told to stop. All processes must ask at the same step and get one answer."""
-        if jax.process_count() > 1:
-            self._seen = int(multihost_utils.process_allgather(np.array(self._seen, np.int32)).max())
-        return self._seen != 0
+        if jax.process_count() == 1:
+            return self._seen != 0
+        # What comes meanwhile stays in `_seen` for the next step.
+        self._told = int(multihost_utils.process_allgather(np.array(self._seen, np.int32)).max())
+        return self._told != 0
 
     @property
     def name(self) -> str:
         """Name of the signal, "" if none came."""
-        return signal.Signals(self._seen).name if self._seen else ""
+        number = self._seen or self._told
+        return signal.Signals(number).name if number else ""
 
     def _catch(self, number, _frame):
         self._seen = number

@@ -14,7 +14,7 @@ from absl import flags
 
 from spatialreward_jax import cli
 from spatialreward_jax.errors import InputError
-from spatialreward_jax.studies import STUDIES, run_cell, study_table
+from spatialreward_jax.studies import STUDIES, find_arm, run_cell, study_table
 
 
 def define_flags() -> None:
@@ -36,7 +36,10 @@ def main(_argv: list[str]) -> None:
     if not given.table and not pathlib.Path("configs").is_dir():
         raise InputError("the commands name configs/*.py: run studies from a clone of the repository")
     root, seeds = pathlib.Path(given.workdir).absolute(), [int(seed) for seed in given.seeds]
-    for study in STUDIES if given.study == "all" else [given.study]:
+    studies = list(STUDIES) if given.study == "all" else [given.study]
+    for study in studies if given.arm else ():
+        find_arm(study, given.arm)  # refused before any cell is run
+    for study in studies:
         arms = [given.arm] if given.arm else list(STUDIES[study].arms)
         for seed in () if given.table else seeds:
             for arm in arms:

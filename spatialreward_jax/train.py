@@ -122,10 +122,10 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
         while step < settings.steps and not interrupts.agreed():
             try:
                 batch = processes.together(lambda: next(batches))
+                state, metrics = task.step(state, batch)
             except InputError:
                 save()
                 raise
-            state, metrics = task.step(state, batch)
             step, position = step + 1, batches.get_state()
             journal.log(step, metrics)  # reads those of the step before, while this one runs
             if step == settings.steps or (settings.eval_every and step % settings.eval_every == 0):

@@ -1,6 +1,7 @@
 import signal
 import threading
 
+import numpy as np
 import pytest
 
 from spatialreward_jax import processes
@@ -25,6 +26,29 @@ def test_first_signal_raises_a_flag_and_the_second_acts(python_handles_interrupt
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_while_the_processes_agree_is_told_at_the_next_step(monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+
+    def gather_interrupted(value):
+        if not said:
+            signal.raise_signal(signal.SIGTERM)
+        return np.array([value, 0])
+
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather_interrupted)
+    said = []
+    with processes.Interrupts(said.append) as interrupts:
+        assert not interrupts.agreed() and len(said) == 1
+        assert interrupts.agreed() and interrupts.name == "SIGTERM"
+
+
+def test_a_signal_of_another_process_is_named(monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    other = np.array([int(signal.SIGTERM)])
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda value: np.append(value, other))
+    with processes.Interrupts() as interrupts:
+        assert interrupts.agreed() and interrupts.name == "SIGTERM"
 
 
 def test_nothing_is_caught_outside_of_the_main_thread():

@@ -26,14 +26,6 @@ class Buckets:
         """Multiples of `step`, the last one at least `largest`."""
         return cls(tuple(range(step, largest + step, step)))
 
-    @classmethod
-    def doubling(cls, smallest: int, largest: int) -> "Buckets":
-        """`smallest`, twice that, ..., and `largest` at the end: at most half of a padded row is padding."""
-        lengths = [smallest]
-        while lengths[-1] * 2 < largest:
-            lengths.append(lengths[-1] * 2)
-        return cls(tuple(lengths) if lengths[-1] >= largest else (*lengths, largest))
-
     def fit(self, length: int, what: str = "sequence") -> int:
         """Smallest bucket that holds `length`. Raises InputError naming `what` when it is longer than all of them."""
         for bucket in self.lengths:

@@ -107,13 +107,14 @@ class Checkpoints:
     def restore(self, like: Any) -> Restored | None:
         """The newest whole checkpoint, with the shapes, dtypes and shardings of `like`; None if there is none.
 
-        `like` is a tree of arrays or of `jax.ShapeDtypeStruct`s with shardings. A damaged checkpoint is reported, put
-        aside as `STEP.broken` and the one before it is tried.
+        `like` is a tree of arrays or of `jax.ShapeDtypeStruct`s with shardings. A checkpoint that cannot be read is
+        reported, and the one before it is tried; once one was read, those are put aside as `STEP.broken`.
 
         Raises:
-            InputError: the checkpoint is of another model, or all of them are damaged.
+            InputError: the checkpoint is of another model, or none can be read: then all stay as they are, because what
+                they have in common may be the machine (its memory, a mounted bucket).
         """
-        steps, like = self.steps(), abstract(like)
+        steps, like, unread = self.steps(), abstract(like), {}
         for step in reversed(steps):
             found = {}
 
@@ -125,13 +126,18 @@ class Checkpoints:
 
             problems = [problem for problem in processes.gather(_problem(read)) if problem is not None]
             if problems:  # damage shows as almost any exception of orbax, tensorstore or json
-                self._say(f"checkpoint {self.folder / str(step)} is damaged and skipped ({problems[0]})")
-                self._put_aside(step)
+                unread[step] = problems[0]
                 continue
+            for damaged, problem in unread.items():
+                self._say(f"checkpoint {self.folder / str(damaged)} is damaged and skipped ({problem})")
+                self._put_aside(damaged)
             self.saved = step
             return Restored(step, **found)
         if steps:
-            raise InputError(f"every checkpoint in {self.folder} is damaged: start anew in another --workdir")
+            raise InputError(
+                f"every checkpoint in {self.folder} fails to load ({unread[steps[-1]]}); they are left as they are:"
+                " mend the cause and start again, or start anew in another --workdir"
+            )
         return None
 
     def __enter__(self) -> "Checkpoints":

@@ -120,8 +120,18 @@ class CheckpointFiles:
         return _open(self.files[name]).get_slice(name)
 
 
-@functools.lru_cache(maxsize=256)
 def _open(file: pathlib.Path):
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    return _opened(file, (state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(file: pathlib.Path, version: tuple[int, ...]):
+    """version: tells a file from the one that was written again in its place."""
+    del version
     try:
         return safe_open(file, "numpy")
     except Exception as error:

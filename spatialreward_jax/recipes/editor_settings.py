@@ -13,6 +13,7 @@ from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SamplerPreset
 from spatialreward_jax.io.peft import LoRASpec
+from spatialreward_jax.recipes.checks import check_adapter, check_dtype
 from spatialreward_jax.recipes.optimizing import Optimizing
 
 NETS = ("transformer", "text")
@@ -93,6 +94,10 @@ class Settings:
             raise InputError(f"train={self.train}: name at least one of {', '.join(NETS)}")
         if self.lora and self.train != ("transformer",):
             raise InputError(f"train={self.train} with LoRA: adapters are for the transformer alone; set lora.rank=0")
+        check_adapter(self.adapter, self.lora)
+        check_dtype("export_dtype", self.export_dtype)
+        if self.dtype:
+            check_dtype("dtype", self.dtype)
         if not 1 <= self.max_text_tokens <= MAX_TOKENS:
             raise InputError(f"max_text_tokens={self.max_text_tokens}: use 1 to {MAX_TOKENS}")
         if not (0 <= self.drop_text <= 1 and 0 <= self.drop_references <= 1) or not self.dropped:

@@ -25,7 +25,6 @@ from spatialreward_jax.editor.editor import Editor
 from spatialreward_jax.editor.export import with_params, write_editor
 from spatialreward_jax.editor.nets import EditorNets
 from spatialreward_jax.editor.velocity import velocity_fn
-from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import matching_error, sample_times
 from spatialreward_jax.io.peft import write_diffusers, write_peft
 from spatialreward_jax.mesh import place_batch
@@ -263,6 +262,4 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
     """
     settings = Settings.from_config(config)
     nets = settings.load_nets(mesh)
-    if nets.adapters is not None and settings.lora is None:
-        raise InputError("training all parameters starts from a plain editor: drop the adapter, or set lora.rank")
     return EditorSFT(settings, nets, *settings.pairs(nets), workdir)

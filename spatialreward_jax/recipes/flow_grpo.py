@@ -29,12 +29,13 @@ from spatialreward_jax.io.weights import save_params
 from spatialreward_jax.mesh import place_batch, place_whole
 from spatialreward_jax.models import omnigen2
 from spatialreward_jax.recipes import grpo_settings, heldout, previews
+from spatialreward_jax.recipes.checks import check_references
 from spatialreward_jax.recipes.kept_edits import keep_edits
 from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.journal import Samples
 from spatialreward_jax.reporting.report import Chart
-from spatialreward_jax.reward.backends import Rewards, WeightedReward
+from spatialreward_jax.reward.backends import WeightedReward
 from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import (
     Batch,
@@ -141,15 +142,15 @@ class FlowGRPO:
         return state, metrics | update_metrics | {"samples": Samples(names, _finite(latents))}
 
     def record(self) -> dict[str, Any]:
-        """What was measured in the first phase, and held-out scores from before it."""
-        before = self.heldout.before if self.heldout else None
-        return {"recompute": self.recompute, "first_deviation": self.first_deviation, "heldout_before": before}
+        """What was measured in the first phase, and held-out scores."""
+        heldout = self.heldout.record() if self.heldout else None
+        return {"recompute": self.recompute, "first_deviation": self.first_deviation, "heldout": heldout}
 
     def restore_record(self, record: dict[str, Any]) -> None:
         """Undoes `record`."""
         self.recompute, self.first_deviation = record["recompute"], record["first_deviation"]
-        if self.heldout:
-            self.heldout.before = record["heldout_before"]
+        if self.heldout and record["heldout"]:
+            self.heldout.restore_record(record["heldout"])
 
     def summary(self, history: History) -> dict[str, Any]:
         """Keys of `summary.json` that belong to RL."""
@@ -221,12 +222,11 @@ class FlowGRPO:
         sizes = [size for size in encoded.latent_sizes for _ in range(latents.shape[1])]
         return encoding.decode(self.nets, latents.reshape(-1, *latents.shape[2:]), sizes)
 
-    def score(self, batch: EditBatch, images: list[np.ndarray]) -> Rewards:
-        """Rewards of P * G images; the judge sees the sources as the editor saw them."""
-        return self.reward(self.edits(batch, images))
-
     def edits(self, batch: EditBatch, images: Sequence[np.ndarray]) -> list[Edit]:
-        """What is to be judged: the images, the same number for each request, in the requests' order."""
+        """What is to be judged: the images, the same number for each request, in the requests' order.
+
+        The judge sees the sources as the editor saw them.
+        """
         group = len(images) // len(batch)
         return [
             Edit(batch.sources[i // group], image, batch.requests[i // group].reward_instruction)
@@ -332,10 +332,9 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
     settings = grpo_settings.Settings.from_config(config, workdir)
     resolve(settings.editor, "editor")  # the judge, which may be large, is loaded before the editor
     requests = read_requests(settings.data, tasks=settings.tasks, check=settings.check)
+    check_references(requests)
     if len(requests) < settings.prompts:
         raise InputError(f"prompts={settings.prompts}, but {settings.data} holds only {len(requests)} requests")
     reward = grpo_settings.make_reward(config, mesh, settings.data)
     nets = load_nets(settings.editor, adapter=settings.adapter or None, dtype=settings.dtype or None, mesh=mesh)
-    if nets.adapters is not None and settings.lora is None:
-        raise InputError("training all parameters starts from a plain editor: drop the adapter, or set lora.rank")
     return FlowGRPO(settings, requests, nets, reward, workdir)

@@ -15,11 +15,12 @@ from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SDEWindow, StepPlan, full_plan, guided_steps, window_plan
 from spatialreward_jax.io.peft import LoRASpec
+from spatialreward_jax.recipes.checks import check_adapter, check_dtype
 from spatialreward_jax.reward.backends import Divided, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.vlm import Decoding
-from spatialreward_jax.rl import Objective
+from spatialreward_jax.rl import KL_FORMS, STDS, Objective
 
 RECIPES = ("parity", "window")
 EDITWORLD_REQUESTS = 256
@@ -104,6 +105,9 @@ class Settings:
     def _check(self) -> None:
         if not self.editor:
             raise InputError("no editor: give --config.editor=FOLDER in the OmniGen2 layout, or 'embedded'")
+        if self.dtype:
+            check_dtype("dtype", self.dtype)
+        check_adapter(self.adapter, self.lora)
         if self.group < 2:
             raise InputError(f"group={self.group}: advantages compare the edits of a group, use at least 2")
         if self.updates_per_phase < 1 or self.prompts % self.updates_per_phase:
@@ -114,6 +118,10 @@ class Settings:
         for count, parts, name in zip(counts, self.micro, ("prompts", "group")):
             if parts < 1 or count % parts:
                 raise InputError(f"micro={self.micro}: {count} {name} of an update do not divide into {parts} parts")
+        if self.advantage_std not in STDS:
+            raise InputError(f"advantage_std={self.advantage_std!r} is unknown; choose one of {', '.join(STDS)}")
+        if self.kl_form not in KL_FORMS:
+            raise InputError(f"kl_form={self.kl_form!r} is unknown; choose one of {', '.join(KL_FORMS)}")
         if self.recipe not in RECIPES:
             raise InputError(f"recipe {self.recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
         if self.sigma <= 0:

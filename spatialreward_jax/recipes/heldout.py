@@ -9,6 +9,7 @@ from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.editworld.rule import Scores
 from spatialreward_jax.data.pipeline import load_batch
 from spatialreward_jax.data.requests import read_requests
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.recipes.previews import PHASE
 from spatialreward_jax.recipes.task import History
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spatialreward_jax.recipes.flow_grpo import FlowGRPO
 
 Z95 = 1.96
+MEASURES = ("reward", "judge", *Scores._fields)
 CHUNK = 32
 """Requests that are edited by one program."""
 
@@ -28,24 +30,23 @@ class HeldoutEdits:
     """Evaluator: one edit of each held-out request by the deterministic sampler, at a noise that never changes.
 
     Attributes:
-      before, after: oracle scores, 0..1, one per request, of the first and of the newest evaluation; lists, or None.
+      before, after: oracle scores, 0..1, one per request, before the first step and of the newest evaluation; lists, or
+        None.
     """
 
     def __init__(self, task: "FlowGRPO", index: str):
         """index: requests of a file that `write_requests` made. Raises InputError."""
         self.task, self.requests = task, read_requests(index)
-        weights = task.reward.weights
-        asked = {name for name, weight in weights.items() if weight or name == "judge"}
-        backends = {name: backend for name, backend in task.reward.backends.items() if name in asked}
-        backends["oracle"] = Divided(Oracle.from_requests(index))
-        self.reward = WeightedReward(backends, {"oracle": 0.0} | {name: weights[name] for name in asked})
+        asked = task.reward.counted(besides=("judge",))
+        backends = asked.backends | {"oracle": Divided(Oracle.from_requests(index))}
+        self.reward = WeightedReward(backends, {"oracle": 0.0} | asked.weights)
         self.before: list[float] | None = None
         self.after: list[float] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields means over the requests and standard errors: "oracle" is the truth, the names of `Scores` its four
         parts (0..25), "reward" the run's own, "judge" the judge's part, whether it counts or not."""
-        found: dict[str, list[float]] = {name: [] for name in ("oracle", "reward", "judge", *Scores._fields)}
+        found: dict[str, list[float]] = {name: [] for name in ("oracle", *MEASURES)}
         for rewards in self._scored(state):
             found["oracle"] += rewards.parts["oracle/reward"].tolist()
             found["reward"] += rewards.reward[rewards.valid].tolist()
@@ -53,29 +54,44 @@ class HeldoutEdits:
             for name in Scores._fields:
                 found[name] += rewards.parts[f"oracle/{name}"].tolist()
         self.after = found["oracle"]
-        self.before = self.before or self.after
+        if step == 0:
+            self.before = self.after
         for name, values in found.items():
             if values:
                 yield name, float(np.mean(values))
+            if len(values) > 1:
                 yield f"{name}_sem", standard_error(values)
         yield "invalid_share", 1 - len(found["reward"]) / len(self.after)
 
     def gain(self, history: History) -> dict[str, Any]:
-        """Means before and after the run, and the paired difference of the oracle's scores with its 95% interval."""
-        if self.before is None or self.after is None:
-            return {}
-        apart = np.subtract(self.after, self.before)
-        half = Z95 * standard_error(apart)
-        return {
-            "oracle_before": float(np.mean(self.before)),
-            "oracle_after": float(np.mean(self.after)),
-            "oracle_gain": float(apart.mean()),
-            "oracle_gain_ci95": [float(apart.mean() - half), float(apart.mean() + half)],
-        } | {
-            f"heldout_{name}_{when}": found.get(f"heldout/{name}")
-            for name in ("reward", "judge", *Scores._fields)
-            for when, found in (("before", history.eval_first), ("after", history.eval_last))
-        }
+        """Means before and after the run, and the paired difference of the oracle's scores with its 95% interval.
+
+        What was not measured is not there: "before" in a run that went on from one without held-out edits.
+        """
+        ends = {"before": (self.before, history.eval_first), "after": (self.after, history.eval_last)}
+        found: dict[str, Any] = {}
+        for when, (scores, means) in ends.items():
+            if scores is not None:
+                found[f"oracle_{when}"] = float(np.mean(scores))
+                found |= {f"heldout_{name}_{when}": means.get(f"heldout/{name}") for name in MEASURES}
+        if self.before is not None and self.after is not None:
+            apart = np.subtract(self.after, self.before)
+            mean, half = float(apart.mean()), Z95 * standard_error(apart)
+            found |= {"oracle_gain": mean, "oracle_gain_ci95": [mean - half, mean + half]}
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Scores of before the first step and of the newest evaluation, for a run that goes on."""
+        return {"before": self.before, "after": self.after}
+
+    def restore_record(self, record: dict[str, Any]) -> None:
+        """Undoes `record`. Raises InputError for scores of another number of requests."""
+        for scores in record.values():
+            if scores is not None and len(scores) != len(self.requests):
+                raise InputError(
+                    f"eval.heldout={len(self.requests)}, but the run to resume measured {len(scores)}: use that number"
+                )
+        self.before, self.after = record["before"], record["after"]
 
     def _scored(self, state: Any) -> Iterator[Rewards]:
         """Rewards of all edits, as many at a time as a phase has: the judge then needs no programs of other sizes."""

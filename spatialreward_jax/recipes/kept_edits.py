@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spatialreward_jax import processes
 from spatialreward_jax.data.requests import FOLDER_INDEX
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import write_png
 from spatialreward_jax.reward.backends import Rewards
 from spatialreward_jax.reward.types import Edit
@@ -17,9 +19,15 @@ def keep_edits(folder: pathlib.Path, phase: int, edits: Sequence[Edit], rewards:
 
     The layout is that of edit requests (`data/requests.py`): `instructions.jsonl` with `instruction`, `input_images`,
     `output_image`, `reward` (null where it is not valid) and `parts`, the numbers of every backend; PNG files beside
-    it.
+    it. The run is worth more than they are: where they cannot be written, that is said and it goes on.
     """
-    own = folder / f"{phase:05d}"
+    try:
+        _write(folder / f"{phase:05d}", edits, rewards)
+    except (OSError, InputError) as error:
+        processes.say(f"WARNING: the edits of phase {phase} were not kept ({error}); free space in {folder}")
+
+
+def _write(own: pathlib.Path, edits: Sequence[Edit], rewards: Rewards) -> None:
     own.mkdir(parents=True, exist_ok=True)
     names: dict[int, list[str]] = {}  # of sources, which the edits of a group share
     lines = []
@@ -40,7 +48,9 @@ def keep_edits(folder: pathlib.Path, phase: int, edits: Sequence[Edit], rewards:
                 "parts": parts,
             }
         )
-    (own / FOLDER_INDEX).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    part = own / f".{FOLDER_INDEX}.part"
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    part.replace(own / FOLDER_INDEX)
 
 
 def _number(value: float) -> float | None:

@@ -27,6 +27,7 @@ class Previews:
     def __init__(self, task: "FlowGRPO"):
         self.task = task
         self.batch = load_batch(task.requests[: task.settings.eval_prompts], task.size)
+        self._reward = task.reward.counted(besides=("judge",))  # for its regions
         self._before: list[np.ndarray] | None = None
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
@@ -38,7 +39,7 @@ class Previews:
         if self._before is None:
             self._before = edit(task.start)[::edits]
         images = edit(state.params)
-        rewards = task.score(self.batch, images)
+        rewards = self._reward(task.edits(self.batch, images))
         rows = []
         for row, sources in enumerate(self.batch.sources):
             own = images[row * edits : (row + 1) * edits]

@@ -10,6 +10,7 @@ from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.data.lessons import OWN_LESSONS
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import LoRASpec
+from spatialreward_jax.recipes.checks import check_adapter, check_dtype
 from spatialreward_jax.recipes.optimizing import Optimizing
 from spatialreward_jax.reward.pixels import pixel_policy
 from spatialreward_jax.reward.templates import Templates, load_templates
@@ -102,6 +103,10 @@ class Settings:
             raise InputError("scratch trains all parameters: set lora.rank=0, or scratch=False")
         if self.optimizing.muon_lr and self.lora:
             raise InputError("muon_lr trains whole kernels: set lora.rank=0, or muon_lr=0")
+        check_adapter(self.adapter, self.lora)
+        check_dtype("export_dtype", self.export_dtype)
+        if self.dtype:
+            check_dtype("dtype", self.dtype)
         pixel_policy(self.pixels)
         self.load_templates()
 

@@ -180,8 +180,7 @@ class RewardSFT:
         """Writes a PEFT adapter, or the judge's whole folder."""
         net, folder = self.net, self.exported
         if net.adapters is not None:
-            spec = self.settings.lora
-            write_peft(folder, state.params["adapters"], spec, entries(net.config), base_model=self.settings.judge)
+            write_peft(folder, state.params["adapters"], net.spec, entries(net.config), base_model=self.settings.judge)
             return
         if jax.process_index() == 0:
             copy_companions(net.folder, folder)
@@ -219,12 +218,10 @@ def load_net(settings: Settings, mesh: jax.sharding.Mesh) -> JudgeNet:
         table = net.base["vision"]["positions"]["table"]
         start = initial_positions(net.config.vision).astype(table.dtype)
         net.base["vision"]["positions"]["table"] = jax.device_put(start, table.sharding)
-    if net.adapters is not None and s.lora is None:
-        raise InputError("training all parameters starts from a plain judge: drop the adapter, or set lora.rank")
     if s.lora and net.adapters is None:
         graphs, adapters = lora.new_adapters(net.graphs.plain, net.base, entries(net.config), s.lora, s.seed)
         adapters = jax.device_put(adapters, NamedSharding(mesh, PartitionSpec()))
-        net = dataclasses.replace(net, graphs=graphs, adapters=adapters)
+        net = dataclasses.replace(net, graphs=graphs, adapters=adapters, spec=s.lora)
     return net
 
 

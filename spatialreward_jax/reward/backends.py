@@ -141,6 +141,11 @@ class WeightedReward:
         names = [name for name in self.backends if name not in idle]
         return WeightedReward({n: self.backends[n] for n in names}, {n: self.weights[n] for n in names})
 
+    def counted(self, besides: Sequence[str] = ()) -> "WeightedReward":
+        """The same sum without the backends that are only logged, but for those named `besides`."""
+        weights = {name: weight for name, weight in self.weights.items() if weight or name in besides}
+        return WeightedReward({name: self.backends[name] for name in self.backends if name in weights}, weights)
+
     def __call__(self, edits: Sequence[Edit]) -> Rewards:
         """Grades every edit by every backend.
 

@@ -8,6 +8,7 @@ a decoding loop; where several begin alike (the edits of one source), that begin
 import dataclasses
 from collections.abc import Hashable, Sequence
 
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.reward.processor import patch_bucket
 
@@ -39,6 +40,11 @@ class Limits:
     tokens: int = 16384
     beginnings: int = 8
     stride: int = 8
+
+    def __post_init__(self):
+        for name in ("batch", "patches", "images", "prompt", "tokens", "stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} of the judge: use at least 1")
 
 
 LIMITS = Limits()

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import check_format
-from spatialreward_jax.io.peft import read_adapter
+from spatialreward_jax.io.peft import LoRASpec, read_adapter
 from spatialreward_jax.io.pretrained import Placement, abstract_net, default_dtype, load_net, read_json
 from spatialreward_jax.mesh import make_mesh, place_whole, serving_mesh, shardings
 from spatialreward_jax.models import lora
@@ -33,6 +33,7 @@ class JudgeNet:
         base: parameters. adapters: LoRA parameters or None. graphs: what `merge` puts them into.
         mesh: where the parameters lie.
         eos, pad: token ids that end an answer and that fill rows.
+        spec: what `adapters` are, or None.
     """
 
     config: Qwen3VLConfig
@@ -45,6 +46,7 @@ class JudgeNet:
     mesh: jax.sharding.Mesh
     eos: tuple[int, ...]
     pad: int
+    spec: LoRASpec | None = None
 
     def merge(self, adapters: Any, base: Any) -> Qwen3VL:
         """The net with these parameters; inside jit too."""
@@ -96,7 +98,7 @@ def load_judge(
         adapters = place_whole(mesh, adapters)
     files = [*folder.glob("model*.safetensors"), *folder.glob("*.json"), *_adapter_files(adapter)]
     revision = "-".join([fingerprint(files), dtype.name, *([quantize] if quantize else [])])
-    return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad)
+    return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad, spec)
 
 
 def for_serving(net: JudgeNet) -> JudgeNet:

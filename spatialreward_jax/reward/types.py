@@ -130,12 +130,6 @@ class Score:
 NUMBERS = ("overall", "reward", "semantic", "quality", "success", "no_overedit", "naturalness", "artifact_free")
 
 
-def reward_arrays(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
-    """-> (reward float64 [N], valid bool [N]). Invalid rewards are NaN, so that they count in no mean."""
-    reward = np.array([score.reward if score.valid else np.nan for score in scores], np.float64)
-    return reward, np.array([score.valid for score in scores], bool)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,7 +1,14 @@
 """Online RL of a flow sampler: advantages, losses, updates. Pure functions over arrays."""
 
-from spatialreward_jax.rl.advantage import GroupStats, group_advantage, group_stats, reward_metrics, standard_error
-from spatialreward_jax.rl.loss import grpo_loss, kl_scale, step_weight
+from spatialreward_jax.rl.advantage import (
+    STDS,
+    GroupStats,
+    group_advantage,
+    group_stats,
+    reward_metrics,
+    standard_error,
+)
+from spatialreward_jax.rl.loss import KL_FORMS, grpo_loss, kl_scale, step_weight
 from spatialreward_jax.rl.metrics import Mean, Peak, collapse, values
 from spatialreward_jax.rl.update import (
     Batch,
@@ -16,6 +23,8 @@ from spatialreward_jax.rl.update import (
 )
 
 __all__ = [
+    "KL_FORMS",
+    "STDS",
     "Batch",
     "GroupStats",
     "Mean",

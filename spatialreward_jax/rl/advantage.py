@@ -8,6 +8,7 @@ from spatialreward_jax.errors import InputError
 
 CONSTANT = 1e-6  # a group whose rewards spread no further than this teaches nothing
 EPS = 1e-8
+STDS = ("group", "batch")
 
 
 class GroupStats(NamedTuple):
@@ -46,8 +47,8 @@ def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> 
     invalid samples, which count in no statistic (their reward may be NaN).
     Raises InputError for other shapes, an unknown `std`, or a valid reward that is not finite.
     """
-    if std not in ("group", "batch"):
-        raise InputError(f"advantage std {std!r} is unknown; choose group or batch")
+    if std not in STDS:
+        raise InputError(f"advantage std {std!r} is unknown; choose one of {', '.join(STDS)}")
     reward, valid = np.asarray(reward, np.float64), np.asarray(valid, bool)
     if reward.shape != valid.shape or reward.ndim != 2:
         raise InputError(f"rewards {reward.shape} and valid {valid.shape}: both must be [prompts, group]")

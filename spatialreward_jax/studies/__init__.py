@@ -1,7 +1,7 @@
 """The paper in miniature: comparisons on EditWorld with the same budget for every arm."""
 
 from spatialreward_jax.studies.arms import STUDIES, Arm, Place, Quotient, Study, Value
-from spatialreward_jax.studies.cells import Cell, read_cell, run_cell
+from spatialreward_jax.studies.cells import Cell, find_arm, read_cell, run_cell
 from spatialreward_jax.studies.table import interval, study_table
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Quotient",
     "Study",
     "Value",
+    "find_arm",
     "interval",
     "read_cell",
     "run_cell",

@@ -95,12 +95,20 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
 
 
 def _run(words: list[str], cell: str, say: Callable[[str], None]) -> float:
-    """Runs a program -> seconds. Raises InputError when it fails."""
+    """Runs a program -> seconds. Raises InputError when it fails.
+
+    Ctrl-C reaches the program, too, which is given the time to save what it has.
+    """
     say(typed(words))
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
-    if done.returncode:
-        raise InputError(f"cell {cell}: status {done.returncode} of {typed(words)}")
+    program = subprocess.Popen([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
+    try:
+        status = program.wait()
+    except KeyboardInterrupt:
+        program.wait()
+        raise
+    if status:
+        raise InputError(f"cell {cell}: status {status} of {typed(words)}")
     return round(time.monotonic() - start, 1)
 
 

@@ -7,9 +7,7 @@ from spatialreward_jax.errors import InputError
 
 def test_lengths():
     assert buckets.Buckets.linear(64, 200).lengths == (64, 128, 192, 256)
-    assert buckets.Buckets.doubling(64, 888).lengths == (64, 128, 256, 512, 888)
-    assert buckets.Buckets.doubling(64, 64).lengths == (64,)
-    lengths = buckets.Buckets.doubling(64, 888)
+    lengths = buckets.Buckets((64, 128, 256, 512, 888))
     assert [lengths.fit(n) for n in (1, 64, 65, 888)] == [64, 64, 128, 888]
     with pytest.raises(InputError, match="prompt of length 889 does not fit: the longest bucket is 888"):
         lengths.fit(889, "prompt")

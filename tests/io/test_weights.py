@@ -88,6 +88,13 @@ def test_saving_what_was_loaded_is_bit_exact(tmp_path, max_shard_bytes):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, reloaded)))
 
 
+def test_weights_that_are_written_again_are_read_again(tmp_path):
+    for factor in (1.0, 2.0):
+        save_file({name: factor * t for name, t in checkpoint().items()}, tmp_path / "model.safetensors")
+        params = load_params(CheckpointFiles.open(tmp_path), ENTRIES, ABSTRACT)
+        np.testing.assert_array_equal(params["embed"]["table"], factor * checkpoint()["embed.weight"])
+
+
 def test_bfloat16_survives_both_ways(tmp_path):
     save_file({name: t.astype(jnp.bfloat16) for name, t in checkpoint().items()}, tmp_path / "model.safetensors")
     params = load_params(CheckpointFiles.open(tmp_path), ENTRIES, ABSTRACT, dtype=jnp.bfloat16)

@@ -23,7 +23,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import omnigen2
-from spatialreward_jax.recipes.flow_grpo import FlowGRPO
+from spatialreward_jax.recipes.flow_grpo import FlowGRPO, make_task
 from spatialreward_jax.recipes.grpo_settings import Settings, make_reward
 from spatialreward_jax.reporting.journal import NonFiniteError
 from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, WeightedReward
@@ -118,6 +118,12 @@ def test_a_phase_keeps_its_edits_where_asked(goldens, data, tmp_path):
     assert [row["reward"] is None for row in rows] == [number == 3 for number in range(8)]
     given = [row["reward"] for row in rows if row["reward"] is not None]
     np.testing.assert_allclose(np.mean(given), metrics["reward"], rtol=1e-6)
+
+
+def test_edits_that_cannot_be_kept_do_not_end_the_run(goldens, data, tmp_path, capsys):
+    (tmp_path / "edits").write_text("a file where the folder should be")
+    _, metrics, _ = one_phase(make(goldens, data, tmp_path, varied, keep_edits=True))
+    assert metrics["reward"] > 0 and "WARNING: the edits of phase 0 were not kept" in capsys.readouterr().out
 
 
 def assert_same_update(a, b):
@@ -241,6 +247,10 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
         ({"group": 1}, "use at least 2"),
         ({"prompts": 3, "updates_per_phase": 2}, "no multiple of updates_per_phase"),
         ({"micro": (1, 3)}, "do not divide into 3"),
+        ({"advantage_std": "all"}, "choose one of group, batch"),
+        ({"kl_form": "mean"}, "choose one of sample, reference"),
+        ({"dtype": "float23"}, "is no type of numbers"),
+        ({"adapter": "somewhere", "lora": {"rank": 0}}, "starts without an adapter"),
         ({"recipe": "best"}, "choose one of parity, window"),
         ({"sampler": {"sigma": 0.0}}, "stochastic"),
         ({"sampler": {"negative": "none"}}, "choose one of"),
@@ -250,6 +260,20 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
 def test_settings_that_cannot_be_get_one_clear_line(goldens, data, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         Settings.from_config(tiny_config(goldens, data, **changes), tmp_path)
+
+
+def test_data_must_be_named(goldens, tmp_path):
+    with pytest.raises(InputError, match=r"give --config\.data\.path"):
+        Settings.from_config(tiny_config(goldens, ""), tmp_path)
+
+
+def test_more_sources_than_the_editor_takes_are_refused_at_once(goldens, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[5]["input_images"] *= 6
+    crowded = data.with_name("crowded.jsonl")
+    crowded.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"crowded\.jsonl:6: 6 input_images, use at most 5"):
+        make_task(tiny_config(goldens, crowded), make_mesh(), tmp_path)
 
 
 def test_rewards_need_known_backends_and_a_judge(goldens):

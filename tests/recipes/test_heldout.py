@@ -9,6 +9,7 @@ import pytest
 
 from spatialreward_jax.data.editworld import write_requests
 from spatialreward_jax.data.pipeline import EditorSize
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.recipes import heldout
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO
@@ -76,6 +77,23 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
     assert gain["heldout_no_overedit_before"] == pytest.approx(25, abs=1), "an editor that does nothing keeps all"
     assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
     assert first["invalid_share"] == 0
+
+
+def test_a_run_that_goes_on_knows_what_was_measured(index):
+    task, state = GivenEditor(index), lambda edits: types.SimpleNamespace(params=edits)
+    whole = heldout.HeldoutEdits(task, str(index))
+    dict(whole(state(False), 0)), dict(whole(state(True), 7))
+    again = heldout.HeldoutEdits(task, str(index))
+    again.restore_record(whole.record())
+    assert again.gain(History()) == whole.gain(History())
+    late = heldout.HeldoutEdits(task, str(index))  # goes on from a run that measured nothing: no gain to tell
+    dict(late(state(True), 7))
+    assert late.gain(History())["oracle_after"] > 0.9 and not {"oracle_before", "oracle_gain"} & set(
+        late.gain(History())
+    )
+    late.requests = late.requests[:3]
+    with pytest.raises(InputError, match=r"eval\.heldout=3, but the run to resume measured 5"):
+        late.restore_record(whole.record())
 
 
 @pytest.mark.parametrize(

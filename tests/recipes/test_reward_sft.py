@@ -82,6 +82,18 @@ def test_lora_trains_adapters_alone_and_comes_back(lora_task):
 
 
 @pytest.mark.slow
+def test_an_adapter_to_start_from_keeps_its_rank_and_scale(lora_task, goldens, tmp_path):
+    lora_task.export(lora_task.init(None))
+    data = {"path": write_chats(tmp_path), "threads": 1}
+    lora = {"rank": 4, "alpha": 16.0, "targets": ("q_proj",)}  # of a new adapter, which this is not
+    config = tiny_config(goldens, lora=lora, data=data, adapter=str(lora_task.workdir / "adapter"))
+    task = make_task(config, ONE, tmp_path)
+    task.export(task.init(None))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "adapter" / file).read_bytes() == (lora_task.workdir / "adapter" / file).read_bytes(), file
+
+
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_last_bit(lora_task, tmp_path):
     """Dropout, the mixture, the learning rate and the moments go on where they were."""
     final = []

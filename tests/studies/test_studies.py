@@ -58,9 +58,9 @@ def toy(monkeypatch):
         (folder / "summary.json").write_text(
             json.dumps({"quality": float(words["config.quality"]), "a": {}, "list": [1, 2]})
         )
-        return types.SimpleNamespace(returncode=0)
+        return types.SimpleNamespace(wait=lambda: 0)
 
-    monkeypatch.setattr(cells.subprocess, "run", program)
+    monkeypatch.setattr(cells.subprocess, "Popen", program)
     return ran
 
 
@@ -91,10 +91,25 @@ def test_numbers_of_other_commands_are_refused(toy, tmp_path, monkeypatch):
 
 
 def test_a_failed_command_names_the_cell_and_keeps_nothing(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells.subprocess, "run", lambda command: types.SimpleNamespace(returncode=3))
+    monkeypatch.setattr(cells.subprocess, "Popen", lambda command: types.SimpleNamespace(wait=lambda: 3))
     with pytest.raises(InputError, match=r"toy/bad/seed2: status 3"):
         run_cell(tmp_path, "toy", "bad", 2, say=lambda line: None)
     assert read_cell(tmp_path, "toy", "bad", 2) is None
+
+
+def test_ctrl_c_waits_until_the_program_has_saved(toy, tmp_path, monkeypatch):
+    ends = [KeyboardInterrupt, 0]
+
+    def wait():
+        end = ends.pop(0)
+        if end is KeyboardInterrupt:
+            raise end
+        return end
+
+    monkeypatch.setattr(cells.subprocess, "Popen", lambda command: types.SimpleNamespace(wait=wait))
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
+    assert not ends and read_cell(tmp_path, "toy", "good", 0) is None
 
 
 def test_unknown_names(tmp_path):
