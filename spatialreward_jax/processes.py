@@ -1,10 +1,11 @@
 """One run in several processes: starting them together, one voice, and stopping together.
 
-The rule by which a run in several processes equals one in a single process: every process reads its own rows of a
-batch, `gather` gives the rows of all to all, and from there on every process calls the same programs with the same host
-values, of which `mesh.put` places each device's part. So shapes that depend on data (text and token buckets, sizes of
-images) agree without being negotiated, and a batch need not divide over the processes. What is gathered is small beside
-the work: for 48 prompts and 576 edits of 512 x 512 pixels, 38 MB of sources and 453 MB of edits a phase.
+The rule by which a run in several processes equals one in a single process: every process has the rows of the whole
+batch (in RL it reads its own, and `gather` gives the rows of all to all; in supervised training it reads all), and from
+there on every process calls the same programs with the same host values, of which `mesh.put` places each device's part.
+So shapes that depend on data (text and token buckets, sizes of images) agree without being negotiated, and a batch need
+not divide over the processes. What is gathered is small beside the work: for 48 prompts and 576 edits of 512 x 512
+pixels, 38 MB of sources and 453 MB of edits a phase.
 """
 
 import concurrent.futures
