@@ -77,6 +77,7 @@ def get_config(preset="embedded"):
     # ---- model: a folder in the OmniGen2 layout
     config.editor = ""
     config.adapter = ""  # LoRA adapter to start from, whose rank, alpha and targets then hold; "": a new one
+    config.adapter_alpha = 0.0  # of an adapter whose file does not carry it; 0: it does
     config.scratch = ()  # parts drawn from the seed instead of read: transformer, vae, mllm
     config.train = ("transformer",)  # "text" too trains the text tower
     config.dtype = "bfloat16"  # of the computation and of what is not trained; trained parameters are float32

@@ -69,6 +69,7 @@ def get_config(preset="embedded"):
     # ---- models: folders in the layout of the published repositories
     config.editor = ""  # OmniGen2 layout
     config.adapter = ""  # LoRA adapter to start from, whose rank, alpha and targets then hold; "": a new one
+    config.adapter_alpha = 0.0  # of an adapter whose file does not carry it; 0: it does
     config.dtype = "bfloat16"  # of editor and text tower; the adapter, log-probabilities and the optimiser are float32
     config.judge = ConfigDict()
     config.judge.model = ""

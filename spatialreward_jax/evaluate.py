@@ -52,6 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("allow_different_identity", False, "Compare results of judges that differ.")
     flags.DEFINE_string("editor", "", "gedit: the editor that makes the images (OmniGen2 layout, or embedded).")
     flags.DEFINE_string("editor_adapter", "", "gedit: LoRA adapter to put on the editor.")
+    flags.DEFINE_float("editor_alpha", None, "gedit: alpha of an adapter whose file does not carry it.")
     flags.DEFINE_string("images", "", "gedit: folder with images made before (fullset/GROUP/LANGUAGE/KEY.png).")
     flags.DEFINE_enum("language", "en", ["en", "cn"], "gedit: language of the instructions.")
     flags.DEFINE_integer("num_samples", 1, "gedit: images per request, of which the best counts.", lower_bound=1)
@@ -117,10 +118,26 @@ def main(_argv) -> None:
 
 _OF_THE_MODEL = ("adapter", "quantize", "templates", "max_new_tokens", "pixel_policy", "temperature", "ensemble")
 _OF_OUR_WORDING = ("parsing", "aggregation")
+_OF_AN_EDITOR = ("editor_adapter", "editor_alpha")
+_OF_GEDIT = ("editor", "images", "language", "num_samples", *_OF_AN_EDITOR)
 
 
 def _check_flags(given: flags.FlagValues, judge: str) -> None:
-    """Raises InputError for a flag that this kind of judge would ignore."""
+    """Raises InputError for a flag that would be ignored, and for what can be refused before images are made."""
+    if given.bench != "gedit" and (ignored := [name for name in _OF_GEDIT if given[name].present]):
+        raise InputError(f"--{ignored[0]} is for --bench=gedit alone: leave it out")
+    if given.bench == "gedit" and bool(given.editor) == bool(given.images):
+        raise InputError("--bench=gedit needs either --editor, to make the images, or --images, where they lie")
+    if not given.editor and (ignored := [name for name in _OF_AN_EDITOR if given[name].present]):
+        raise InputError(f"--{ignored[0]} needs --editor: leave it out")
+    if given.bench == "gedit" and given.grid_search:
+        raise InputError("--grid_search: rows of gedit compare nothing, no weights can be searched there")
+    if bool(given.vie_url) != bool(given.vie_model):
+        raise InputError("--vie_url and --vie_model, the name of the model there, go together")
+    if given.model:
+        from spatialreward_jax.io.pretrained import resolve  # here: answers are evaluated without loading any net
+
+        resolve(given.model, "judge")
     nets = () if given.editor else ("mesh",)
     without = {
         "model": (),
@@ -133,10 +150,8 @@ def _check_flags(given: flags.FlagValues, judge: str) -> None:
 
 def _judge(given: flags.FlagValues) -> Judge:
     if given.vie_url:
-        if not given.vie_model:
-            raise InputError("--vie_url needs --vie_model, the name of the model there")
         return VIEJudge(given.vie_url, given.vie_model)
-    from spatialreward_jax.memory import keep_freed_memory  # here: answers are evaluated without loading any net
+    from spatialreward_jax.memory import keep_freed_memory
 
     keep_freed_memory()
     return judge_flags.load(given)
@@ -144,27 +159,24 @@ def _judge(given: flags.FlagValues) -> Judge:
 
 def _gedit(given: flags.FlagValues) -> tuple[Benchmark, dict]:
     """Makes the images that are not there yet. -> (the benchmark over them, what is known of their making)."""
-    if bool(given.editor) == bool(given.images):
-        raise InputError("--bench=gedit needs either --editor, to make the images, or --images, where they lie")
     folder = pathlib.Path(given.images or pathlib.Path(given.out) / "images")
     if given.editor:
         from spatialreward_jax.editor import Editor
         from spatialreward_jax.io.pretrained import resolve
         from spatialreward_jax.mesh import mesh_of
-        from spatialreward_jax.reward.loading import fingerprint
+        from spatialreward_jax.reward.loading import adapter_files, fingerprint
 
-        folders = [
-            resolve(given.editor, "editor"),
-            *([pathlib.Path(given.editor_adapter)] if given.editor_adapter else []),
-        ]
-        weights = [fingerprint(sorted(folder.rglob("*.safetensors"))) for folder in folders]
-        editor = Editor.from_pretrained(given.editor, adapter=given.editor_adapter or None, mesh=mesh_of(given.mesh))
+        adapter, alpha = given.editor_adapter or None, given.editor_alpha
+        editor = Editor.from_pretrained(given.editor, adapter=adapter, alpha=alpha, mesh=mesh_of(given.mesh))
+        parts = [sorted(resolve(given.editor, "editor").rglob("*.safetensors")), adapter_files(adapter)]
+        identity = {"path": given.editor, "adapter": given.editor_adapter, "weights": [*map(fingerprint, parts)]}
+        identity |= {} if alpha is None else {"alpha": alpha}
         say = _progress("images")
         gedit.generate(
             given.data,
             editor,
             folder,
-            identity={"path": given.editor, "adapter": given.editor_adapter, "weights": weights},
+            identity=identity,
             language=given.language,
             samples=given.num_samples,
             limit=given.limit,

@@ -34,6 +34,7 @@ from spatialreward_jax.planning.nets import editor_nets, folder_of, judge_net
 from spatialreward_jax.planning.programs import MAKERS, Run, programs
 from spatialreward_jax.planning.topology import Topology
 from spatialreward_jax.recipes.grpo_settings import Settings
+from spatialreward_jax.reporting.progress import write_json
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.vlm import Decoding
 
@@ -183,7 +184,7 @@ def make_plan(
         "programs": rows,
     }
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(plan))
+    write_json(kept, plan)
     return plan
 
 

@@ -66,7 +66,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     """Rows of a --jsonl file, paths resolved, all fields checked. Raises InputError naming file and line."""
     file = pathlib.Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # no `splitlines`: JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as why:
         raise InputError(f"cannot read {path}: {why}") from why
     rows = []

@@ -100,7 +100,7 @@ class ChatFile:
 
 def _read_lines(path: pathlib.Path):
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # no `splitlines`: JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read data {str(path)!r}: {error}; give a .jsonl file of chats, or 'editworld'"

@@ -64,7 +64,7 @@ def encode(
       max_tokens: longer instructions are cut.
 
     Raises:
-      InputError: an empty instruction, an unknown negative, too many references, or an image beyond all buckets.
+      InputError: an empty instruction, an unknown negative, too many references, or an image that is too large.
     """
     text = encode_text(nets, prompts.edit_turns(instructions), max_tokens)
     negative_text = encode_text(nets, [prompts.negative_turn(negative)])
@@ -74,6 +74,7 @@ def encode(
     tokens = TOKENS.fit(longest, "reference image") if longest else 0
     packed, sizes = pack_references(refs, channels=channels, tokens=tokens, patch=patch)
     rows = np.array([(h // nets.multiple, w // nets.multiple) for h, w in targets], np.int32)
+    _check_positions(nets, np.concatenate([rows, sizes.reshape(-1, 2)]))
     place = functools.partial(place_batch, nets.mesh)
     full = Conditioning(*text, place(packed), place(sizes), place(rows))
     repeated = [jnp.broadcast_to(x, (len(instructions), *x.shape[1:])) for x in negative_text]
@@ -81,6 +82,16 @@ def encode(
     mask = np.arange(TOKENS.fit(int(rows.prod(1).max()), "edited image")) < rows.prod(1)[:, None]
     latent_sizes = tuple((int(h * patch), int(w * patch)) for h, w in rows)
     return Encoded(Branches(full, ref, ref.without_references()), place(mask), latent_sizes)
+
+
+def _check_positions(nets: EditorNets, sizes: np.ndarray) -> None:
+    """Raises InputError where a size (rows and columns [N, 2] of patches) has no rotary positions."""
+    most, there = sizes.max(0), nets.transformer.config.axes_lens[1:]
+    if (most > there).any():
+        raise InputError(
+            f"images of up to {most[0]} x {most[1]} patches of {nets.multiple} pixels, the editor has positions for "
+            f"{there[0]} x {there[1]}: use smaller images"
+        )
 
 
 def encode_text(

@@ -20,7 +20,7 @@ def read_results(path: str | pathlib.Path) -> dict:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no result file ({error}): give the results.json of an evaluation") from error
-    needed = {"benchmark", "data", "identity", "cases"}
+    needed = {"benchmark", "data", "identity", "evaluated", "cases"}
     if not isinstance(results, dict) or results.get("format") != FORMAT or not needed <= results.keys():
         raise InputError(f"{path} is no result file of format {FORMAT}: evaluate again")
     counts = collections.Counter(case["id"] for case in results["cases"])
@@ -61,6 +61,7 @@ def compare(
             f"results of different data ({a['data']['digest']}, {b['data']['digest']}): evaluate both on the same files"
         )
     differences = identity_differences(a["identity"], b["identity"])
+    differences += identity_differences(a["evaluated"], b["evaluated"])
     if differences and not allow_different_identity:
         raise InputError(
             f"different judges ({'; '.join(differences)}): pass --allow_different_identity to compare them"

@@ -12,7 +12,7 @@ from typing import Any
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import rows as layout
 from spatialreward_jax.evaluation.benchmark import Benchmark, Figure, Table
-from spatialreward_jax.evaluation.records import DIMENSIONS, Broken, Case, Row, Verdict
+from spatialreward_jax.evaluation.records import DIMENSIONS, Broken, Case, Row, Verdict, mark
 from spatialreward_jax.reward.types import Edit
 
 GROUPS = {
@@ -46,7 +46,7 @@ def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:
         id="/".join((task, dimension, *keys)),
         keys=keys,
         labels={"task": task, "dimension": dimension, "group": _GROUP_OF.get(task, "other")},
-        cluster=instruction,
+        cluster=mark(instruction, [source]),
     )
     return Row(case, tuple(Edit(source, image, instruction) for image in edited))
 

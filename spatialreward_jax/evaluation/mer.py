@@ -40,7 +40,7 @@ def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:
         id=ident,
         keys=tuple(f"{ident}/{place}" for place in range(len(edited))),
         labels=labels,
-        cluster=f"{row.get('sample_id') or ident}",
+        cluster=ident if row.get("sample_id") is None else str(row["sample_id"]),
         truth=layout.truth_boxes(row, len(edited)),
     )
     return Row(case, tuple(Edit(source, image, instruction) for image in edited))

@@ -14,7 +14,7 @@ from typing import Any
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation import rows as layout
 from spatialreward_jax.evaluation.benchmark import Benchmark, Figure, Table
-from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict
+from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, mark
 from spatialreward_jax.reward.types import Edit
 
 _PLACEHOLDER = re.compile(r"\s*<image_\d+>\s*")
@@ -51,7 +51,7 @@ def _row(row: Mapping[str, Any], path: pathlib.Path) -> Row:
             "images": str(len(sources)),
             "source": str(row.get("prompt_source") or "unknown"),
         },
-        cluster=instruction,
+        cluster=mark(instruction, sources),
     )
     return Row(case, tuple(Edit(sources, image, instruction) for image in edited))
 

@@ -1,8 +1,10 @@
 """What a benchmark is made of: rows that hold edits to score, and the verdicts on them."""
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatialreward_jax.errors import InputError
@@ -22,6 +24,14 @@ def check_text(*texts: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{ascii(text)[:80]} is no text: a lone surrogate at character {error.start}") from error
+
+
+def mark(instruction: str, images: Sequence[bytes | pathlib.Path]) -> str:
+    """A digest of an instruction and of images; a path stands for its name and size."""
+    digest = hashlib.blake2b(instruction.encode(), digest_size=12)
+    for image in images:
+        digest.update(f"{image.name}:{image.stat().st_size}".encode() if isinstance(image, pathlib.Path) else image)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

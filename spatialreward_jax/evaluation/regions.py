@@ -43,7 +43,7 @@ def union_iou(answered: Sequence[Box], true: Sequence[Box]) -> float:
     a, b, together = union_area(answered), union_area(true), union_area([*answered, *true])
     if together == 0:
         return 1.0
-    return (a + b - together) / together
+    return min(max((a + b - together) / together, 0.0), 1.0)  # the sums round
 
 
 def match(answered: Sequence[Box], true: Sequence[Box]) -> list[float]:

@@ -17,7 +17,7 @@ from spatialreward_jax.evaluation.regions import region_statistics
 from spatialreward_jax.evaluation.runner import Scan
 from spatialreward_jax.evaluation.statistics import bootstrap, stratified_mean
 
-FORMAT = 1
+FORMAT = 2
 _SHOWN = 20  # problems listed by name; all are counted
 
 
@@ -50,6 +50,7 @@ def summarize(
         "identity": identity,
         "data": {"digest": scan.digest, "rows": scan.rows, "cases": len(cases)},
         "settings": {"resamples": resamples, "seed": seed, "interval": "95% percentile bootstrap over clusters"},
+        "evaluated": dict(benchmark.settings),
         "figures": figures,
         "counts": _counts(outcomes, scan),
         "answered_only": _answered_only(benchmark, cases, outcomes),

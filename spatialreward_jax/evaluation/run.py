@@ -64,7 +64,7 @@ def evaluate_answers(
     """Like `evaluate` for answers read by `answers.read_answers`; `identity` names their judge."""
     _check_search(benchmark, options.get("search", False))
     data, out = pathlib.Path(data), pathlib.Path(out)
-    _make(out)
+    _manifest(out, {"benchmark": benchmark.name, "identity": identity, "limit": limit, **benchmark.settings})
     scan, verdicts = Scan(), dict(answers.verdicts)
     for key, _ in scan.edits(itertools.islice(benchmark.rows(data), limit)):
         if key not in verdicts and (alias := benchmark.alias(key)) in verdicts:

@@ -1,8 +1,8 @@
 """Scores a benchmark's edits batch by batch, keeping every answer on disk, so that a kill costs one batch at most.
 
-`answers.jsonl` has one line per edit in the order of the rows, each batch appended in one write. A restart keeps whole
-batches and scores the rest; since batches are cut at the same places, the file ends up the same byte for byte. Lines of
-images that could not be read are replaced once these can be.
+`answers.jsonl` has one line per edit in the order of the rows, with a mark of what was judged (`records.mark`); each
+batch is appended in one write. A restart keeps whole batches and scores the rest; since batches are cut at the same
+places, the file ends up the same byte for byte. Lines of images that could not be read are replaced once these can be.
 """
 
 import concurrent.futures
@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation.files import replace
-from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, verdict_from_json
+from spatialreward_jax.evaluation.records import Broken, Case, Row, Verdict, mark, verdict_from_json
 from spatialreward_jax.io.images import read_image
 from spatialreward_jax.reward.types import Edit, Score
 
@@ -37,7 +37,7 @@ class Scan:
     Attributes:
         cases: rows without images, duplicates left out. digest: of their ids, labels and instructions.
         broken: rows that cannot be used. duplicates: ids of rows that came again. conflicts: keys under which two
-            different edits came (the first one counts).
+            different edits came (the first one counts). marks: of each key's edit.
     """
 
     cases: list[Case] = dataclasses.field(default_factory=list)
@@ -47,7 +47,7 @@ class Scan:
     rows: int = 0
     _hash: Any = dataclasses.field(default_factory=lambda: hashlib.blake2b(digest_size=12))
     _ids: set[str] = dataclasses.field(default_factory=set)
-    _edits: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    marks: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -56,6 +56,7 @@ class Scan:
 
     def edits(self, rows: Iterable[Row | Broken]) -> Iterator[tuple[str, Edit]]:
         """Takes in `rows` and passes on each edit that has not come before, as (key, edit)."""
+        seen = set()
         for row in rows:
             self.rows += 1
             if isinstance(row, Broken):
@@ -70,12 +71,12 @@ class Scan:
             labels = [f"{name}={value}" for name, value in sorted(case.labels.items())]
             self._hash.update(json.dumps([case.id, *labels, row.edits[0].instruction]).encode())
             for key, edit in zip(case.keys, row.edits, strict=True):
-                mark, known = _mark(edit), self._edits.get(key)
-                if known is None:
-                    self._edits[key] = mark
-                    yield key, edit
-                elif known != mark:
+                found = mark(edit.instruction, (*edit.sources, edit.edited))
+                if self.marks.setdefault(key, found) != found:
                     self.conflicts.append(key)
+                elif key not in seen:
+                    seen.add(key)
+                    yield key, edit
 
 
 def score_rows(
@@ -94,7 +95,7 @@ def score_rows(
     Raises InputError if `path` holds answers to other rows.
     """
     scan, verdicts = Scan(), {}
-    stored = _Answers(path)
+    stored = _Answers(path, scan.marks)
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
         say = report or (lambda rows, edits: None)
         done, pending = 0, None
@@ -121,10 +122,13 @@ def score_rows(
 
 
 class _Answers:
-    """The file: lines already there are handed out batch by batch while they match, then new ones are appended."""
+    """The file: lines already there are handed out batch by batch while they match, then new ones are appended.
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    marks: of the edits, by key, known when they are asked for.
+    """
+
+    def __init__(self, path: pathlib.Path, marks: Mapping[str, str]):
+        self.path, self._marks = path, marks
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = _complete_lines(path)
         self._taken = self._next = 0  # the batch taken last: lines [_taken, _next)
@@ -138,6 +142,12 @@ class _Answers:
         records = [json.loads(line) for line in lines]
         if [record["key"] for record in records] != list(keys[: len(records)]):
             raise InputError(f"{self.path} holds answers to other rows than this benchmark's: choose another --out")
+        for record in records:
+            if "broken" not in record and record.get("edit") != self._marks[record["key"]]:
+                raise InputError(
+                    f"{self.path}: the images or the instruction of {record['key']} have changed since it was judged: "
+                    "choose another --out"
+                )
         if len(records) < len(keys):
             self._open()
             return None
@@ -148,7 +158,7 @@ class _Answers:
         """Puts `records` in place of those with their keys in the batch taken last, and returns their verdicts."""
         if not records:
             return {}
-        lines = {record["key"]: _line(record) for record in records}
+        lines = {record["key"]: self._line(record) for record in records}
         for index in range(self._taken, self._next):
             self._lines[index] = lines.get(json.loads(self._lines[index])["key"], self._lines[index])
         replace(self.path, b"".join(self._lines))
@@ -156,7 +166,7 @@ class _Answers:
 
     def append(self, records: list[dict]) -> dict[str, Verdict]:
         """Writes a batch, through to the disk, and returns its verdicts."""
-        self._file.write(b"".join(map(_line, records)))
+        self._file.write(b"".join(map(self._line, records)))
         self._file.flush()
         os.fsync(self._file.fileno())
         return {record["key"]: verdict_from_json(record) for record in records}
@@ -169,14 +179,14 @@ class _Answers:
                 f"{self.path} holds {len(self._lines)} answers to {len(verdicts)} edits: choose another --out"
             )
 
+    def _line(self, record: dict) -> bytes:
+        record = record | {"edit": self._marks[record["key"]]}
+        return (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
     def _open(self) -> None:
         self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 (closed in `close`)
         self._file.truncate(sum(map(len, self._lines[: self._next])))
         self._file.seek(0, os.SEEK_END)
-
-
-def _line(record: dict) -> bytes:
-    return (json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def _complete_lines(path: pathlib.Path) -> list[bytes]:
@@ -248,14 +258,3 @@ def _record(score: Score | InputError) -> dict:
     record = score.to_json()
     record.pop("identity", None)  # once per file, in the manifest
     return record
-
-
-def _mark(edit: Edit) -> bytes:
-    """A digest of instruction and images; a path stands for its name and size."""
-    digest = hashlib.blake2b(edit.instruction.encode(), digest_size=12)
-    for image in (*edit.sources, edit.edited):
-        if isinstance(image, pathlib.Path):
-            digest.update(f"{image}:{image.stat().st_size}".encode())
-        else:
-            digest.update(image)
-    return digest.digest()

@@ -9,6 +9,7 @@ import base64
 import concurrent.futures
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import time
@@ -119,7 +120,7 @@ class VIEJudge:
                     raise ConnectionError(f"{self.url} refuses us ({why}): {hint}") from error
                 if error.code not in _RETRY:
                     return Refusal(f"the endpoint refuses the question ({why})")
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
                 why = f"{type(error).__name__}: {error}"
         raise ConnectionError(
             f"{self.url} gave no answer ({why}); what was scored so far is kept, start again to go on"

@@ -22,7 +22,8 @@ MATMUL_SHARE = 0.5
 ASSUMPTIONS = (
     f"step time = max(FLOPs per chip at {MATMUL_SHARE:.0%} of the bf16 peak, HBM bytes at the full HBM bandwidth, "
     "bytes sent over both directions of one torus axis): the three overlap entirely, collectives do not share several "
-    "axes, all chips do equal work, and nothing waits for the host; decoding runs `answer` tokens"
+    "axes, all chips do equal work, and nothing waits for the host; decoding runs `answer` tokens, "
+    "without the judge's grammar, adapter or draws"
 )
 
 

@@ -220,11 +220,10 @@ def _judge_admit(run: Run, jitted: Programs, outputs: Outputs) -> Program:
 def _judge_answer(run: Run, jitted: Programs, outputs: Outputs) -> Program:
     engine, one, counts = _judge(run)
     state = outputs.get("judge_admit") or _state(run, engine, _largest(one)[0])
-    tables = engine.grammar and engine.grammar.tables
     return Program(
         "judge_answer",
         engine.decode,
-        (run.judge.adapters, run.judge.base, state, np.int32(1), tables),
+        (run.judge.adapters, run.judge.base, state, np.int32(1), None),
         ("judge",),
         counts["decode"],
         Counting(trips=run.request.answer),

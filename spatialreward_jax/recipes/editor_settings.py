@@ -26,6 +26,7 @@ class Settings:
 
     editor: str
     adapter: str
+    adapter_alpha: float
     scratch: tuple[str, ...]
     train: tuple[str, ...]
     dtype: str
@@ -111,7 +112,8 @@ class Settings:
         """The editor, parts in `scratch` drawn from the seed. Raises InputError."""
         seeds = tuple((part, self.seed) for part in self.scratch)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
-        return load_nets(self.editor, adapter=self.adapter or None, dtype=dtype, mesh=mesh, scratch=seeds)
+        adapter, alpha = self.adapter or None, self.adapter_alpha or None
+        return load_nets(self.editor, adapter=adapter, alpha=alpha, dtype=dtype, mesh=mesh, scratch=seeds)
 
     def pairs(self, nets: EditorNets, *, exact: bool = False) -> tuple[Rows, Rows | None]:
         """(training rows, held-out rows or None). Raises InputError."""

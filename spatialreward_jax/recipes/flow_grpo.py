@@ -336,5 +336,11 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
     if len(requests) < settings.prompts:
         raise InputError(f"prompts={settings.prompts}, but {settings.data} holds only {len(requests)} requests")
     reward = grpo_settings.make_reward(config, mesh, settings.data)
-    nets = load_nets(settings.editor, adapter=settings.adapter or None, dtype=settings.dtype or None, mesh=mesh)
+    nets = load_nets(
+        settings.editor,
+        adapter=settings.adapter or None,
+        alpha=settings.adapter_alpha or None,
+        dtype=settings.dtype or None,
+        mesh=mesh,
+    )
     return FlowGRPO(settings, requests, nets, reward, workdir)

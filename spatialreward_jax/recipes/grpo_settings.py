@@ -33,6 +33,7 @@ class Settings:
 
     editor: str
     adapter: str
+    adapter_alpha: float
     dtype: str
     seed: int
     prompts: int

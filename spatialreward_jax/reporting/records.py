@@ -4,6 +4,7 @@ WORKDIR/metrics.jsonl           {"step": 3, "reward": 0.41, "update1/loss": ...}
 WORKDIR/pictures/NAME/STEP.png  "/" in a name becomes "."
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -59,15 +60,22 @@ class Records:
         self._try(lambda: write_png(folder / f"{step:08d}.png", np.asarray(image)))
 
     def _append(self, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        """The whole line or nothing of it, so that the next one does not go on from half a line."""
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)
+            raise
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except OSError as error:
+        except (OSError, InputError) as error:  # the second from `write_png`
             if self._whole:
-                self._say(f"WARNING: the run's record is incomplete: {error.strerror} ({self._path.parent})")
+                self._say(f"WARNING: the run's record is incomplete: {error} ({self._path.parent})")
             self._whole = False
 
 

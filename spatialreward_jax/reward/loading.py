@@ -96,7 +96,7 @@ def load_judge(
     graphs = lora.graphs_of(lambda: build(nnx.Rngs(0)), table, spec)
     if adapters is not None:
         adapters = place_whole(mesh, adapters)
-    files = [*folder.glob("model*.safetensors"), *folder.glob("*.json"), *_adapter_files(adapter)]
+    files = [*folder.glob("model*.safetensors"), *folder.glob("*.json"), *adapter_files(adapter)]
     revision = "-".join([fingerprint(files), dtype.name, *([quantize] if quantize else [])])
     return JudgeNet(config, dtype, folder, revision, base, adapters, graphs, mesh, eos, pad, spec)
 
@@ -115,7 +115,8 @@ def for_serving(net: JudgeNet) -> JudgeNet:
     return dataclasses.replace(net, base=base, adapters=adapters, mesh=mesh)
 
 
-def _adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:
+def adapter_files(adapter: str | os.PathLike | None) -> list[pathlib.Path]:
+    """The files that make an adapter: of a PEFT folder, or the one diffusers file; none for None."""
     if adapter is None:
         return []
     path = pathlib.Path(adapter)

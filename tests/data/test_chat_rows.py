@@ -41,6 +41,13 @@ def test_layout(tmp_path):
     assert rows[1].turns[0].parts == (None, "Looks?"), "without markers, images come first"
 
 
+def test_text_may_hold_line_separators_of_unicode(tmp_path):
+    said = "Fine.\u2028Really.\u0085"
+    row = changed(messages=[*GOOD["messages"][:2], {"role": "assistant", "content": said}])
+    rows = chat_file(tmp_path, json.dumps(row, ensure_ascii=False), GOOD)
+    assert len(rows.keys) == 2 and rows[0].turns[-1].parts == (said,)
+
+
 @pytest.mark.parametrize(
     "row, message",
     [

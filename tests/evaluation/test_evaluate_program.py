@@ -60,6 +60,10 @@ def test_answers_are_evaluated_and_compared(data):
         (["--bench=mer", "--data=d", "--out=o", "--model=embedded", "--score_mode=expected"], "needs constrained"),
         (["--bench=mer", "--compare=a"], "--compare wants two result files, got 1"),
         (["--bench=gedit", "--data=d", "--out=o", "--answers=a"], "needs either --editor"),
+        (["--bench=mer", "--data=d", "--out=o", "--answers=a", "--editor=e"], "--editor is for --bench=gedit alone"),
+        (["--bench=gedit", "--data=d", "--out=o", "--answers=a", "--images=i", "--grid_search"], "--grid_search: rows"),
+        (["--bench=gedit", "--data=d", "--out=o", "--vie_url=http://u", "--images=i"], "--vie_model, the name"),
+        (["--bench=gedit", "--data=d", "--out=o", "--model=m", "--editor=embedded"], "judge 'm' is no folder"),
         (["--bench=nothing"], "should be one of"),
     ],
 )

@@ -17,6 +17,8 @@ def test_iou_and_areas():
     assert regions.union_area([(0, 0, 100, 100), (50, 50, 150, 150)]) == pytest.approx(17500 / 1e6)
     assert regions.union_iou([], []) == 1 and regions.union_iou([A], []) == 0
     assert regions.union_iou([HALF], [A]) == pytest.approx(0.5)
+    apart = [((0, 0, x + 0.1, y + 0.3), (500.7, 0, 500.7 + y, x)) for x in range(1, 40) for y in range(1, 40)]
+    assert all(0 <= regions.union_iou([a], [b]) < 1e-12 for a, b in apart), "sums that round are no negative overlap"
 
 
 def test_matching_uses_each_answer_once():

@@ -85,9 +85,12 @@ def test_other_settings_and_other_data_are_refused(data, tmp_path):
     write_parquet(tmp_path / "other" / "2pair.parquet", [mer_row("elsewhere", [3, 2])])
     with pytest.raises(InputError, match="answers to other rows"):
         evaluate(MER, tmp_path / "other", tmp_path / "out", StandInJudge())
-    write_parquet(tmp_path / "less" / "2pair.parquet", [mer_row("0", [3, 2])])
+    write_parquet(tmp_path / "less" / "2pair.parquet", [mer_row("0", [12, 24])])
     with pytest.raises(InputError, match="holds 18 answers to 2 edits"):
         evaluate(MER, tmp_path / "less", tmp_path / "out", StandInJudge(), batch_size=2)
+    write_parquet(tmp_path / "redone" / "2pair.parquet", [mer_row("0", [12, 25])])
+    with pytest.raises(InputError, match="images or the instruction of 2pair/0/1 have changed"):
+        evaluate(MER, tmp_path / "redone", tmp_path / "out", StandInJudge(), batch_size=2)
 
 
 def test_a_damaged_line_is_named(data, tmp_path):

@@ -158,6 +158,7 @@ def test_grounding_answers_are_read():
         ({"judge": ""}, r"give --config\.judge"),
         ({"data": {"path": ""}}, r"give --config\.data\.path"),
         ({"batch": 0}, "at least 1"),
+        ({"export_dtype": "bf16"}, "is no type of numbers"),
         ({"scratch": True, "lora": {"rank": 2}}, "scratch trains all parameters"),
         ({"templates": "none"}, "neither shipped"),
         ({"data": {"editworld": {"failures": {"perfect": -1.0}}}}, "weights of at least 0, not all 0, to perfect"),

@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,27 @@ def test_no_space_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch):
     records.numbers(1, {"reward": 0.0})
     records.numbers(2, {"reward": 0.0})
     assert len(said) == 1 and "No space left on device" in said[0]
+
+
+def test_half_a_line_and_a_picture_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch):
+    said = []
+    records = Records(tmp_path, say=said.append)
+    records.numbers(1, {"reward": 0.1})
+    whole, opened = (tmp_path / "metrics.jsonl").read_text(), pathlib.Path.open
+
+    def full(path, *args, **kwargs):
+        with opened(path, *args, **kwargs) as file:
+            file.write('{"step": 2, "re')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", full)
+        records.numbers(2, {"reward": 0.2})
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+    (tmp_path / "pictures").write_text("a file where the folder should be")
+    records.picture(2, "preview/edits", np.zeros((2, 2, 3), np.uint8))
+    records.numbers(3, {"reward": 0.3})
+    assert len(said) == 1 and read_curves(tmp_path) == {"reward": [(1, 0.1), (3, 0.3)]}
 
 
 def test_a_folder_without_a_record_is_named(tmp_path):
