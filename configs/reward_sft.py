@@ -1,20 +1,19 @@
 """Supervised training of the judge.
 
-The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture), then every
-change between two and the judge's own questions, last its verdicts (about three hours on two CPU cores in all):
+The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture), then every change between two
+and the judge's own questions, then its verdicts; last, with the edits of the editor that it is to reward, which an RL run
+under the oracle kept (three and a half hours of two CPU cores in all):
 
     python -m spatialreward_jax.train --config=configs/reward_sft.py:perception --workdir=DIR/perception
     python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/pairs \\
         --config.judge=DIR/perception/judge
-    python -m spatialreward_jax.train --config=configs/reward_sft.py:verdicts --workdir=DIR/judge \\
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:verdicts --workdir=DIR/verdicts \\
         --config.judge=DIR/pairs/judge
-
-and, so that it can reward an editor, the edits of that one, which RL runs kept (some 6000; three quarters of an hour):
-
     python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits --config.keep_edits=True \\
-        --config.seed=11 --config.steps=100 --config.rewards.judge=0 --config.rewards.oracle=1
+        --config.seed=11 --config.steps=64 --config.rewards.judge=0 --config.rewards.oracle=1 \\
+        --config.eval.heldout=0 --config.eval.prompts=0
     python -m spatialreward_jax.train --config=configs/reward_sft.py:own_edits --workdir=DIR/own \\
-        --config.judge=DIR/judge/judge "--config.data.editworld.own_edits=('DIR/edits',)"
+        --config.judge=DIR/verdicts/judge "--config.data.editworld.own_edits=('DIR/edits',)"
 
 Published sizes with LoRA, on chats with images (jsonl with `messages` and `images`; the layout is described in
 spatialreward_jax/data/chat_rows.py):
@@ -36,7 +35,7 @@ EDITWORLD = {
     "templates": "compact",
     "pixels": "eval",
     "max_new_tokens": 128,
-    "steps": 2000,
+    "steps": 1500,
     "batch": 64,
     "accumulate": 1,
     "lr": 1e-3,
@@ -57,7 +56,6 @@ PERCEPTION = {"mixture": {"grounding": 1.0, "changes": 0.0, "consistency": 0.0, 
 # By then boxes are good; whether what was done is what was asked is learnt where they often differ, in small pictures.
 VERDICTS = {
     "edits": 60000,
-    "sides": (64, 64, 64, 96),
     "mixture": {"grounding": 0.02, "changes": 0.03, "consistency": 0.88, "quality": 0.07},
     "failures": {
         **{"perfect": 1.2, "unchanged": 0.4, "wrong_object": 3.0, "wrong_attribute": 2.0, "partial": 0.7},
@@ -67,10 +65,9 @@ VERDICTS = {
 
 # A judge that is to reward an editor must have seen how that one fails: edits that an RL run kept, told by the oracle.
 OWN = {
-    "sides": (64, 64, 64, 96),
     "mixture": {
-        **{"grounding": 0.02, "changes": 0.02, "consistency": 0.46, "quality": 0.06},
-        **{"own_consistency": 0.38, "own_quality": 0.06},
+        **{"grounding": 0.03, "changes": 0.05, "consistency": 0.64, "quality": 0.06},
+        **{"own_consistency": 0.18, "own_quality": 0.04},
     },
     "failures": VERDICTS["failures"],
     "edits": 60000,
@@ -95,9 +92,9 @@ PRESETS = {  # what runs where; everything else below is the published recipe
     },
     "own_edits": EDITWORLD
     | {
-        "steps": 900,
-        "lr": 5e-4,
-        "muon_lr": 5e-3,
+        "steps": 3400,
+        "lr": 9e-4,
+        "muon_lr": 9e-3,
         "warmup": 10,
         "data": EDITWORLD["data"] | {"editworld": OWN},
     },
@@ -140,7 +137,7 @@ def get_config(preset="embedded"):
     config.templates = "default"  # wording of EditWorld's questions, stored with the judge
     config.max_new_tokens = 512  # of an answer, stored with the judge
     config.data.editworld = ConfigDict({"edits": 8192, "candidates": 2})  # candidates: of each edit
-    config.data.editworld.sides = (64, 96)  # pixels of the pictures
+    config.data.editworld.sides = (64, 64, 64, 96)  # pixels of the pictures, each as often as it stands here
     # shares of the lessons: every shape of a picture, every change between two, the judge's two questions; and these
     # two about an editor's own edits
     config.data.editworld.mixture = ConfigDict({"grounding": 0.15, "changes": 0.3, "consistency": 0.35, "quality": 0.2})
