@@ -1,8 +1,8 @@
 """Supervised training of the judge.
 
 The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture), then every change between two
-and the judge's own questions, then its verdicts; last, with the edits of the editor that it is to reward, which an RL run
-under the oracle kept (three and a half hours of two CPU cores in all):
+and the judge's own questions, then its verdicts; last, with the edits of the editor that it is to reward, which an RL
+run under the oracle kept (three and a half hours of two CPU cores in all):
 
     python -m spatialreward_jax.train --config=configs/reward_sft.py:perception --workdir=DIR/perception
     python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/pairs \\
