@@ -48,7 +48,7 @@ def group_advantage(reward, valid, *, std: str = "group", clip: float = 5.0) -> 
     Raises InputError for other shapes, an unknown `std`, or a valid reward that is not finite.
     """
     if std not in STDS:
-        raise InputError(f"advantage std {std!r} is unknown; choose one of {', '.join(STDS)}")
+        raise InputError(f"advantage std {std!r} is unknown; choose {' or '.join(STDS)}")
     reward, valid = np.asarray(reward, np.float64), np.asarray(valid, bool)
     if reward.shape != valid.shape or reward.ndim != 2:
         raise InputError(f"rewards {reward.shape} and valid {valid.shape}: both must be [prompts, group]")
