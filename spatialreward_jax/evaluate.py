@@ -31,6 +31,7 @@ from spatialreward_jax.evaluation import (
 from spatialreward_jax.evaluation.benchmark import Benchmark
 from spatialreward_jax.evaluation.files import read_settings
 from spatialreward_jax.evaluation.results import report
+from spatialreward_jax.evaluation.run import check_search
 from spatialreward_jax.evaluation.runner import Judge
 from spatialreward_jax.evaluation.vie_judge import VIEJudge
 from spatialreward_jax.reward.aggregate import Aggregation
@@ -130,8 +131,7 @@ def _check_flags(given: flags.FlagValues, judge: str) -> None:
         raise InputError("--bench=gedit needs either --editor, to make the images, or --images, where they lie")
     if not given.editor and (ignored := [name for name in _OF_AN_EDITOR if given[name].present]):
         raise InputError(f"--{ignored[0]} needs --editor: leave it out")
-    if given.bench == "gedit" and given.grid_search:
-        raise InputError("--grid_search: rows of gedit compare nothing, no weights can be searched there")
+    check_search(gedit.benchmark("") if given.bench == "gedit" else BENCHMARKS[given.bench], given.grid_search)
     if bool(given.vie_url) != bool(given.vie_model):
         raise InputError("--vie_url and --vie_model, the name of the model there, go together")
     if given.model:

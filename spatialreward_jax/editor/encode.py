@@ -74,7 +74,7 @@ def encode(
     tokens = TOKENS.fit(longest, "reference image") if longest else 0
     packed, sizes = pack_references(refs, channels=channels, tokens=tokens, patch=patch)
     rows = np.array([(h // nets.multiple, w // nets.multiple) for h, w in targets], np.int32)
-    _check_positions(nets, np.concatenate([rows, sizes.reshape(-1, 2)]))
+    check_positions(nets, np.concatenate([rows, sizes.reshape(-1, 2)]))
     place = functools.partial(place_batch, nets.mesh)
     full = Conditioning(*text, place(packed), place(sizes), place(rows))
     repeated = [jnp.broadcast_to(x, (len(instructions), *x.shape[1:])) for x in negative_text]
@@ -84,7 +84,7 @@ def encode(
     return Encoded(Branches(full, ref, ref.without_references()), place(mask), latent_sizes)
 
 
-def _check_positions(nets: EditorNets, sizes: np.ndarray) -> None:
+def check_positions(nets: EditorNets, sizes: np.ndarray) -> None:
     """Raises InputError where a size (rows and columns [N, 2] of patches) has no rotary positions."""
     most, there = sizes.max(0), nets.transformer.config.axes_lens[1:]
     if (most > there).any():

@@ -39,7 +39,7 @@ def evaluate(
     `finish`. Returns the results. Raises InputError for unreadable data, and if `out` belongs to another evaluation.
     """
     data, out = pathlib.Path(data), pathlib.Path(out)
-    _check_search(benchmark, options.get("search", False))
+    check_search(benchmark, options.get("search", False))
     total = benchmark.count(data)
     total = min(total, limit) if limit else total
     identity = gedit.plain(judge.identity)
@@ -62,7 +62,7 @@ def evaluate_answers(
     **options,
 ) -> dict:
     """Like `evaluate` for answers read by `answers.read_answers`; `identity` names their judge."""
-    _check_search(benchmark, options.get("search", False))
+    check_search(benchmark, options.get("search", False))
     data, out = pathlib.Path(data), pathlib.Path(out)
     _manifest(out, {"benchmark": benchmark.name, "identity": identity, "limit": limit, **benchmark.settings})
     scan, verdicts = Scan(), dict(answers.verdicts)
@@ -109,7 +109,8 @@ def finish(
     return results
 
 
-def _check_search(benchmark: Benchmark, search: bool) -> None:
+def check_search(benchmark: Benchmark, search: bool) -> None:
+    """Raises InputError for a search of weights where a benchmark's rows compare nothing."""
     if search and benchmark.grid is None:
         raise InputError(f"--grid_search: rows of {benchmark.name} compare nothing, no weights can be searched there")
 

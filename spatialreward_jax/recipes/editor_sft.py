@@ -105,6 +105,7 @@ def encode_batch(nets: EditorNets, batch: HostBatch, max_tokens: int) -> FlowBat
     )
     targets = [row[-1] for row in latents]
     data, sizes = pack_images(targets, tokens=encoding.TOKENS.fit(longest(targets), "edited image"), patch=patch)
+    encoding.check_positions(nets, np.concatenate([sizes, ref_sizes.reshape(-1, 2)]))
     return jax.tree.map(lambda x: place_batch(nets.mesh, x), FlowBatch(tokens, mask, refs, ref_sizes, data, sizes))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from spatialreward_jax.editor import Editor, load_nets
-from spatialreward_jax.editor.encode import encode
+from spatialreward_jax.editor.encode import check_positions, encode
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SamplerPreset
 from spatialreward_jax.mesh import make_mesh
@@ -121,3 +122,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(goldens, tmp_path):
     file.write_text(json.dumps(config | {"_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(InputError, match="FluxTransformer2DModel"):
         Editor.from_pretrained(tmp_path / "other")
+
+
+def test_images_beyond_the_rotary_tables_are_refused():
+    config = types.SimpleNamespace(axes_lens=(1024, 8, 8))
+    nets = types.SimpleNamespace(transformer=types.SimpleNamespace(config=config), multiple=16)
+    check_positions(nets, np.array([[8, 8], [0, 0]]))
+    with pytest.raises(InputError, match="up to 8 x 9 patches of 16 pixels, the editor has positions for 8 x 8"):
+        check_positions(nets, np.array([[8, 8], [4, 9]]))
