@@ -1,8 +1,8 @@
 """Supervised training of the judge.
 
 The embedded judge from scratch on EditWorld: first its eyes (every shape of a picture), then every change between two
-and the judge's own questions, then its verdicts; last, with the edits of the editor that it is to reward, which an RL
-run under the oracle kept (three and a half hours of two CPU cores in all):
+and the judge's own questions, then its verdicts, then with the edits of the editor that it is to reward, which an RL
+run under the oracle kept:
 
     python -m spatialreward_jax.train --config=configs/reward_sft.py:perception --workdir=DIR/perception
     python -m spatialreward_jax.train --config=configs/reward_sft.py --workdir=DIR/pairs \\
@@ -15,6 +15,22 @@ run under the oracle kept (three and a half hours of two CPU cores in all):
     python -m spatialreward_jax.train --config=configs/reward_sft.py:own_edits --workdir=DIR/own \\
         --config.judge=DIR/verdicts/judge "--config.data.editworld.own_edits=('DIR/edits',)"
 
+Last, twice, with the edits of runs that it rewarded itself (four and three quarter hours of two CPU cores in all):
+
+    python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits12 --config.keep_edits=True \\
+        --config.seed=12 --config.steps=40 --config.judge.model=DIR/own/judge \\
+        --config.eval.heldout=0 --config.eval.prompts=0
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:judged_edits_brief --workdir=DIR/brief \\
+        --config.judge=DIR/own/judge "--config.data.editworld.own_edits=('DIR/edits', 'DIR/edits12')"
+    for seed in 13 14 15 16; do
+        python -m spatialreward_jax.train --config=configs/grpo.py --workdir=DIR/edits$seed --config.keep_edits=True \\
+            --config.seed=$seed --config.steps=32 --config.judge.model=DIR/brief/judge \\
+            --config.eval.heldout=0 --config.eval.prompts=0
+    done
+    python -m spatialreward_jax.train --config=configs/reward_sft.py:judged_edits --workdir=DIR/judged \\
+        --config.judge=DIR/brief/judge "--config.data.editworld.own_edits=('DIR/edits', 'DIR/edits12', \\
+        'DIR/edits13', 'DIR/edits14', 'DIR/edits15', 'DIR/edits16')"
+
 Published sizes with LoRA, on chats with images (jsonl with `messages` and `images`; the layout is described in
 spatialreward_jax/data/chat_rows.py):
 
@@ -22,9 +38,9 @@ spatialreward_jax/data/chat_rows.py):
         --config.judge=QWEN3_VL_FOLDER --config.data.path=train.jsonl --config.data.heldout=validation.jsonl \\
         --config.steps=TEN_EPOCHS
 
-Presets: `embedded` (default), `perception`, `verdicts` and `own_edits` (its first stage and its last ones) and
-`published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the command line:
---config.lora.rank=0 trains all parameters.
+Presets: `embedded` (default) and the other stages `perception`, `verdicts`, `own_edits`, `judged_edits_brief` and
+`judged_edits`; and `published` (arXiv 2602.07458: rank 32, alpha 64, cosine from 1e-4). Any field can be set on the
+command line: --config.lora.rank=0 trains all parameters.
 """
 
 from ml_collections import ConfigDict
@@ -73,6 +89,20 @@ OWN = {
     "edits": 60000,
 }
 
+# An editor that follows a judge comes to err where that judge is wrong, which no edit of another run shows.
+JUDGED_BRIEF = OWN | {
+    "mixture": {
+        **{"grounding": 0.02, "changes": 0.02, "consistency": 0.46, "quality": 0.06},
+        **{"own_consistency": 0.38, "own_quality": 0.06},
+    },
+}
+JUDGED = OWN | {
+    "mixture": {
+        **{"grounding": 0.02, "changes": 0.02, "consistency": 0.4, "quality": 0.04},
+        **{"own_consistency": 0.46, "own_quality": 0.06},
+    },
+}
+
 PRESETS = {  # what runs where; everything else below is the published recipe
     "embedded": EDITWORLD,
     "perception": EDITWORLD
@@ -97,6 +127,22 @@ PRESETS = {  # what runs where; everything else below is the published recipe
         "muon_lr": 9e-3,
         "warmup": 10,
         "data": EDITWORLD["data"] | {"editworld": OWN},
+    },
+    "judged_edits_brief": EDITWORLD
+    | {
+        "steps": 480,
+        "lr": 5e-4,
+        "muon_lr": 5e-3,
+        "warmup": 10,
+        "data": EDITWORLD["data"] | {"editworld": JUDGED_BRIEF},
+    },
+    "judged_edits": EDITWORLD
+    | {
+        "steps": 1300,
+        "lr": 9e-4,
+        "muon_lr": 9e-3,
+        "warmup": 10,
+        "data": EDITWORLD["data"] | {"editworld": JUDGED},
     },
     "published": {},
 }
