@@ -191,5 +191,6 @@ def test_published_hyperparameters():
     config = sft_config("published")
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (32, 64.0, 0.05)
     assert (config.lr, config.schedule, config.warmup, config.data.max_tokens) == (1e-4, "cosine", 0.1, 8192)
-    with pytest.raises(ValueError, match="choose one of embedded, perception, verdicts, own_edits, published"):
+    stages = "embedded, perception, verdicts, own_edits, judged_edits_brief, judged_edits"
+    with pytest.raises(ValueError, match=f"choose one of {stages}, published"):
         sft_config("laptop")
