@@ -4,9 +4,9 @@
     python -m spatialreward_jax.train --config=configs/grpo.py:omnigen2 --workdir=DIR \\
         --config.editor=OMNIGEN2_FOLDER --config.judge.model=SPATIALREWARD_FOLDER --config.data.path=rl_abs_9tasks.jsonl
 
-Presets: `embedded` (default; small nets that come with the package, minutes on two CPU cores), `laptop` (the same for
-longer) and `omnigen2` (published sizes and the published recipe; paths by flags). Any field can be set on the command
-line: --config.lr=1e-4.
+Presets: `embedded` (default; small nets that come with the package, minutes on two CPU cores), `laptop` (for longer, with
+guards and a falling learning rate) and `omnigen2` (published sizes and the published recipe; paths by flags). Any field
+can be set on the command line: --config.lr=1e-4.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,10 @@ EDITWORLD = {
 
 PRESETS = {  # what runs where; everything else below is the recipe
     "embedded": EDITWORLD,
-    "laptop": EDITWORLD | {"steps": 80, "eval_every": 40, "checkpoint_every": 20},
+    # Groups differ less and less, until steps of the full size only wander.
+    "laptop": EDITWORLD
+    | {"steps": 180, "lr": 1e-3, "schedule": "cosine", "eval_every": 60, "checkpoint_every": 20}
+    | {"rewards": {"judge": 1.0, "guards": 0.5, "oracle": 0.0}},
     "omnigen2": {
         "micro": (3, 3),  # fits slices of 16 GB chips too, see spatialreward_jax/plan.py
         "judge": {"batch": 64},  # split over what `mesh.serving_mesh` leaves to rows
@@ -130,6 +133,7 @@ def get_config(preset="embedded"):
     config.lora = ConfigDict({"rank": 32, "alpha": 64.0})  # rank 0 trains all parameters
     config.lora.targets = ("to_q", "to_k", "to_v", "to_out.0")
     config.lr = 4e-4
+    config.schedule = "constant"  # or cosine: `lr` falls to 0 at the last update
     config.betas = (0.9, 0.95)
     config.weight_decay = 0.01
     config.max_grad_norm = 1.0

@@ -276,7 +276,10 @@ class Programs:
         self.frozen = nets.transformer.params if lora or settings.kl_weight else {}
         sampling, objective = settings.guidance, settings.objective()
         optimizer = make_optimizer(
-            settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, max_norm=settings.max_grad_norm
+            settings.learning_rate(),
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            max_norm=settings.max_grad_norm,
         )
 
         def velocity(params, frozen):

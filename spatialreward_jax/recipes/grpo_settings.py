@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from spatialreward_jax import processes
@@ -16,6 +17,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SDEWindow, StepPlan, full_plan, guided_steps, window_plan
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.recipes.checks import check_adapter, check_dtype
+from spatialreward_jax.recipes.optimizing import check_schedule, learning_rate
 from spatialreward_jax.reward.backends import Divided, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.judge import RewardModel
@@ -36,6 +38,7 @@ class Settings:
     adapter_alpha: float
     dtype: str
     seed: int
+    steps: int
     prompts: int
     group: int
     sample_prompts: int
@@ -53,6 +56,7 @@ class Settings:
     guidance_in_training: bool
     micro: tuple[int, int]
     lr: float
+    schedule: str
     betas: tuple[float, float]
     weight_decay: float
     max_grad_norm: float
@@ -123,6 +127,7 @@ class Settings:
             raise InputError(f"advantage_std={self.advantage_std!r} is unknown; choose one of {', '.join(STDS)}")
         if self.kl_form not in KL_FORMS:
             raise InputError(f"kl_form={self.kl_form!r} is unknown; choose one of {', '.join(KL_FORMS)}")
+        check_schedule(self.schedule)
         if self.recipe not in RECIPES:
             raise InputError(f"recipe {self.recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
         if self.sigma <= 0:
@@ -142,6 +147,10 @@ class Settings:
         window = SDEWindow(self.window_steps, (low, high))
         guided = guided_steps(self.sampler_steps, self.guidance if self.guidance_in_training else None)
         return window_plan(rng, self.sigma, window, groups=self.prompts, guided=guided)
+
+    def learning_rate(self) -> optax.Schedule:
+        """The rate at each optimiser update of the run."""
+        return learning_rate(self.lr, self.schedule, self.steps * self.updates_per_phase)
 
     def objective(self) -> Objective:
         """What an update minimises."""

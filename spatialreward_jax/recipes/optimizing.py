@@ -24,6 +24,28 @@ Loss = Callable[[Any, Any, Any, jax.Array | None], tuple[Mean, dict[str, Mean]]]
 micro-batches of an update."""
 
 
+def check_schedule(schedule: str) -> None:
+    """Raises InputError for a name that `learning_rate` does not know."""
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+
+
+def learning_rate(peak: float, schedule: str, steps: int, warmup: int = 0) -> optax.Schedule:
+    """The rate at each of `steps` updates, as `get_constant/cosine_schedule_with_warmup` of transformers.
+
+    Args:
+        peak: the rate after the warm-up.
+        schedule: "constant", or "cosine", which falls to 0 at the last step.
+        steps: updates, those of the warm-up included.
+        warmup: updates in which the rate rises from 0.
+    """
+    if schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizing:
     """AdamW, or Muon with AdamW, and their learning rates; fields of the same names in a config.
@@ -51,8 +73,7 @@ class Optimizing:
         """Reads the fields; `muon_lr` may be absent. Raises InputError for senseless ones."""
         names = [field.name for field in dataclasses.fields(cls)]
         self = cls(**{name: config[name] for name in names if name in config or name != "muon_lr"})
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        check_schedule(self.schedule)
         if self.muon_lr < 0:
             raise InputError(f"muon_lr={self.muon_lr}: use 0 for AdamW alone, or the rate of Muon")
         if self.warmup < 0 or self.accumulate < 1:
@@ -60,19 +81,9 @@ class Optimizing:
         return self
 
     def learning_rate(self, steps: int, peak: float | None = None) -> optax.Schedule:
-        """The rate at each of `steps` updates, as `get_constant/cosine_schedule_with_warmup` of transformers.
-
-        peak: instead of `lr`.
-        """
-        peak = self.lr if peak is None else peak
+        """The rate at each of `steps` updates; peak: instead of `lr`."""
         warmup = round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
-        if self.schedule == "constant":
-            after = optax.constant_schedule(peak)
-        else:
-            after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
-        if not warmup:
-            return after
-        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        return learning_rate(self.lr if peak is None else peak, self.schedule, steps, warmup)
 
     def optimizer(self, steps: int, kernels: Matrices | None = None) -> optax.GradientTransformation:
         """AdamW behind gradient clipping; where `muon_lr` asks for it, Muon for `kernels`.

@@ -139,6 +139,16 @@ def assert_same_update(a, b):
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradients[0])) > 0
 
 
+def test_the_learning_rate_falls_where_asked(goldens, data, tmp_path):
+    runs = {}
+    for schedule in ("constant", "cosine"):
+        _, runs[schedule], _ = one_phase(make(goldens, data, tmp_path, varied, schedule=schedule, steps=1))
+    first, second = (
+        runs["cosine"][f"update{n}/update_norm"] / runs["constant"][f"update{n}/update_norm"] for n in (1, 2)
+    )
+    assert first == pytest.approx(1) and second == pytest.approx(0.5), "the last of two updates, half way down"
+
+
 def test_identical_rewards_teach_nothing(goldens, data, tmp_path):
     _, metrics, _ = one_phase(make(goldens, data, tmp_path, lambda n: 20.0))
     assert metrics["zero_std_share"] == 1
@@ -252,6 +262,7 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
         ({"dtype": "float23"}, "is no type of numbers"),
         ({"adapter": "somewhere", "lora": {"rank": 0}}, "starts without an adapter"),
         ({"recipe": "best"}, "choose one of parity, window"),
+        ({"schedule": "linear"}, "choose one of constant, cosine"),
         ({"sampler": {"sigma": 0.0}}, "stochastic"),
         ({"sampler": {"negative": "none"}}, "choose one of"),
         ({"window_span": (0.0, 1.0)}, "crosses the end of guidance"),
