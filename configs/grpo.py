@@ -4,9 +4,9 @@
     python -m spatialreward_jax.train --config=configs/grpo.py:omnigen2 --workdir=DIR \\
         --config.editor=OMNIGEN2_FOLDER --config.judge.model=SPATIALREWARD_FOLDER --config.data.path=rl_abs_9tasks.jsonl
 
-Presets: `embedded` (default; small nets that come with the package, minutes on two CPU cores), `laptop` (for longer, with
-guards and a falling learning rate) and `omnigen2` (published sizes and the published recipe; paths by flags). Any field
-can be set on the command line: --config.lr=1e-4.
+Presets: `embedded` (default; small nets that come with the package, minutes on two CPU cores), `laptop` (for longer,
+with guards and a falling learning rate) and `omnigen2` (published sizes and the published recipe; paths by flags). Any
+field can be set on the command line: --config.lr=1e-4.
 """
 
 from ml_collections import ConfigDict
