@@ -103,6 +103,8 @@ JUDGED = OWN | {
     },
 }
 
+LATER = EDITWORLD | {"lr": 9e-4, "muon_lr": 9e-3, "warmup": 10}
+
 PRESETS = {  # what runs where; everything else below is the published recipe
     "embedded": EDITWORLD,
     "perception": EDITWORLD
@@ -112,38 +114,11 @@ PRESETS = {  # what runs where; everything else below is the published recipe
         "data": EDITWORLD["data"] | {"editworld": PERCEPTION},
         "eval": {"edits": 0},
     },
-    "verdicts": EDITWORLD
-    | {
-        "steps": 1250,
-        "lr": 9e-4,
-        "muon_lr": 9e-3,
-        "warmup": 10,
-        "data": EDITWORLD["data"] | {"editworld": VERDICTS},
-    },
-    "own_edits": EDITWORLD
-    | {
-        "steps": 3400,
-        "lr": 9e-4,
-        "muon_lr": 9e-3,
-        "warmup": 10,
-        "data": EDITWORLD["data"] | {"editworld": OWN},
-    },
-    "judged_edits_brief": EDITWORLD
-    | {
-        "steps": 480,
-        "lr": 5e-4,
-        "muon_lr": 5e-3,
-        "warmup": 10,
-        "data": EDITWORLD["data"] | {"editworld": JUDGED_BRIEF},
-    },
-    "judged_edits": EDITWORLD
-    | {
-        "steps": 1300,
-        "lr": 9e-4,
-        "muon_lr": 9e-3,
-        "warmup": 10,
-        "data": EDITWORLD["data"] | {"editworld": JUDGED},
-    },
+    "verdicts": LATER | {"steps": 1250, "data": EDITWORLD["data"] | {"editworld": VERDICTS}},
+    "own_edits": LATER | {"steps": 3400, "data": EDITWORLD["data"] | {"editworld": OWN}},
+    "judged_edits_brief": LATER
+    | {"steps": 480, "lr": 5e-4, "muon_lr": 5e-3, "data": EDITWORLD["data"] | {"editworld": JUDGED_BRIEF}},
+    "judged_edits": LATER | {"steps": 1300, "data": EDITWORLD["data"] | {"editworld": JUDGED}},
     "published": {},
 }
 
