@@ -245,7 +245,8 @@ class FlowGRPO:
 
     def _updates(self, state: TrainState, data: Batch) -> tuple[TrainState, dict[str, Any]]:
         """`updates_per_phase` optimiser steps; the second is off-policy by the first: its ratios are rightly not 1."""
-        s, programs, metrics = self.settings, self.programs, {}
+        s, programs = self.settings, self.programs
+        metrics = {"lr": float(s.learning_rate()(int(state.step)))}  # of the first of them
         with jax.set_mesh(self.nets.mesh):
             data = self._old_logp(state, data)
             for update in range(s.updates_per_phase):

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-JUDGE_STEPS = 80
+JUDGE_STEPS = 200
 """Updates with which an arm teaches the judge's questions; one that takes longer than its minutes is warned of."""
 
 RL_STEPS = 12

@@ -140,13 +140,17 @@ def assert_same_update(a, b):
 
 
 def test_the_learning_rate_falls_where_asked(goldens, data, tmp_path):
-    runs = {}
+    runs, rates = {}, {}
     for schedule in ("constant", "cosine"):
-        _, runs[schedule], _ = one_phase(make(goldens, data, tmp_path, varied, schedule=schedule, steps=1))
+        task = make(goldens, data, tmp_path, varied, schedule=schedule, steps=2)
+        state, runs[schedule], _ = one_phase(task)
+        _, second_phase = task.step(state, next(task.batches()))
+        rates[schedule] = [runs[schedule]["lr"], float(second_phase["lr"])]
     first, second = (
         runs["cosine"][f"update{n}/update_norm"] / runs["constant"][f"update{n}/update_norm"] for n in (1, 2)
     )
-    assert first == pytest.approx(1) and second == pytest.approx(0.5), "the last of two updates, half way down"
+    assert first == pytest.approx(1) and second == pytest.approx((1 + 0.5**0.5) / 2), "a quarter of the way down"
+    np.testing.assert_allclose([rates["constant"], rates["cosine"]], [[2e-3, 2e-3], [2e-3, 1e-3]], rtol=1e-6)
 
 
 def test_identical_rewards_teach_nothing(goldens, data, tmp_path):
