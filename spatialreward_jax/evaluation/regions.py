@@ -11,6 +11,7 @@ import numpy as np
 from spatialreward_jax.evaluation.records import Box, Case, Verdict
 
 _HIT = 0.5
+_NEAR = 20  # thousandths of the image's side
 _BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -46,17 +47,27 @@ def union_iou(answered: Sequence[Box], true: Sequence[Box]) -> float:
     return min(max((a + b - together) / together, 0.0), 1.0)  # the sums round
 
 
-def match(answered: Sequence[Box], true: Sequence[Box]) -> list[float]:
-    """IoU of each true box with the answered box that greedy matching (largest overlap first) gives it, 0 if none."""
+def pairs(answered: Sequence[Box], true: Sequence[Box]) -> list[tuple[int, int, float]]:
+    """(answered, true, IoU) by greedy matching, largest overlap first; each box at most once, none without overlap."""
     overlaps = sorted(((iou(a, t), i, j) for i, a in enumerate(answered) for j, t in enumerate(true)), reverse=True)
-    got, used = [0.0] * len(true), set()
-    taken = set()
+    found, used, taken = [], set(), set()
     for value, i, j in overlaps:
         if value > 0 and i not in used and j not in taken:
             used.add(i)
             taken.add(j)
-            got[j] = value
-    return got
+            found.append((i, j, value))
+    return found
+
+
+def match(answered: Sequence[Box], true: Sequence[Box]) -> list[float]:
+    """IoU of each true box with the answered box that `pairs` gives it, 0 if none."""
+    got = dict.fromkeys(range(len(true)), 0.0) | {j: value for _, j, value in pairs(answered, true)}
+    return list(got.values())
+
+
+def sides_in_place(answered: Sequence[Box], true: Sequence[Box]) -> int:
+    """How many sides of the answered boxes lie within 20 thousandths of those of the true boxes paired with them."""
+    return sum(abs(x - y) <= _NEAR for i, j, _ in pairs(answered, true) for x, y in zip(answered[i], true[j]))
 
 
 def region_statistics(
@@ -69,7 +80,7 @@ def region_statistics(
     has it.
     """
     seen, read, overlaps, per_case = set(), [], [], {}
-    matched, answered_count, true_count = [], 0, 0
+    matched, answered_count, true_count, in_place = [], 0, 0, 0
     empty_right = [0, 0]
     for case in cases:
         values = []
@@ -87,8 +98,8 @@ def region_statistics(
                 continue
             overlaps.append(values[-1])
             if true:
-                hits = match(verdict.boxes, true)
-                matched += hits
+                matched += match(verdict.boxes, true)
+                in_place += sides_in_place(verdict.boxes, true)
                 answered_count += len(verdict.boxes)
                 true_count += len(true)
             else:
@@ -105,6 +116,7 @@ def region_statistics(
             "matched_iou": _mean(matched),
             "recall_at_50": _share(hits, true_count),
             "precision_at_50": _share(hits, answered_count),
+            "boundary_precision": _share(in_place, 4 * answered_count),
             "empty_when_nothing_was_edited": _share(*empty_right),
             "accuracy_by_iou": _by_iou(per_case.values()),
         }
@@ -129,11 +141,10 @@ def _well_formed(box: Box) -> bool:
     return all(math.isfinite(v) for v in box) and 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000
 
 
-def _by_iou(pairs: Iterable[tuple[float, float]]) -> dict[str, dict[str, float | int | None]]:
-    pairs = list(pairs)
-    table = {}
+def _by_iou(rows: Iterable[tuple[float, float]]) -> dict[str, dict[str, float | int | None]]:
+    rows, table = list(rows), {}
     for low, high in _BINS:
-        hits = [right for value, right in pairs if low <= value < high or value == high == 1.0]
+        hits = [right for value, right in rows if low <= value < high or value == high == 1.0]
         table[f"{low:g}-{high:g}"] = {"rows": len(hits), "accuracy": _mean(hits)}
     return table
 

@@ -91,6 +91,7 @@ _RANKING_VALUES = {
 _REGION_VALUES = {
     "region IoU": Value(_RESULTS, ("regions", "union_iou")),
     "box precision": Value(_RESULTS, ("regions", "precision_at_50")),
+    "boundary precision": Value(_RESULTS, ("regions", "boundary_precision")),
 }
 
 

@@ -27,6 +27,14 @@ def test_matching_uses_each_answer_once():
     assert regions.match([], [A]) == [0.0]
 
 
+def test_sides_in_place():
+    near, far = (0, 0, 120, 100), (21, 0, 100, 100)
+    assert regions.sides_in_place([A], [A]) == regions.sides_in_place([near], [A]) == 4
+    assert regions.sides_in_place([far], [A]) == 3
+    assert regions.sides_in_place([B, A], [A]) == 4, "a box that no true one is paired with has no side in place"
+    assert regions.sides_in_place([A], [B]) == regions.sides_in_place([], [A]) == 0
+
+
 def _verdict(*boxes, flagged=0):
     return Verdict(True, 5.0, boxes=boxes, flagged=flagged)
 
@@ -55,6 +63,7 @@ def test_statistics_with_truth():
     assert found["edits_with_truth"] == 3
     assert found["matched_iou"] == pytest.approx((0.5 + 0 + 1) / 3, abs=1e-6)
     assert found["recall_at_50"] == pytest.approx(2 / 3, abs=1e-6) and found["precision_at_50"] == 1
+    assert found["boundary_precision"] == 7 / 8
     assert found["empty_when_nothing_was_edited"] == 1
     # row 1: union IoU (0.5 + 1) / 2, ranked rightly; row 2: 20000 / 30000, ranked wrongly
     assert found["accuracy_by_iou"]["0.75-1"] == {"rows": 1, "accuracy": 1.0}
