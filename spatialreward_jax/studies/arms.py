@@ -43,10 +43,11 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Quotient:
-    """One column over the product of others, all of which stand before it."""
+    """`times` one column over the product of others, all of which stand before it."""
 
     over: str
     under: tuple[str, ...]
+    times: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _recipe_arm(recipe: str) -> Arm:
         "images of a phase": Value(_SUMMARY, ("images_per_step",)),
         "TFLOP of an image": Value("flops.json", ("recipes", RECIPES.index(recipe), "tflop_per_image")),
         "gain per TFLOP": Quotient("gain", ("phases", "images of a phase", "TFLOP of an image")),
-        "gain per second": Quotient("gain", ("seconds",)),
+        "gain per minute": Quotient("gain", ("seconds",), times=60),
     }
     return dataclasses.replace(arm, commands=commands, values=arm.values | costs)
 

@@ -121,7 +121,7 @@ def read_values(folder: pathlib.Path, columns: Mapping[str, Value | Quotient]) -
             continue
         parts = [values[part] for part in (column.over, *column.under)]
         known = all(part is not None for part in parts) and all(parts[1:])
-        values[name] = parts[0] / math.prod(parts[1:]) if known else None
+        values[name] = column.times * parts[0] / math.prod(parts[1:]) if known else None
     return values
 
 

@@ -39,6 +39,7 @@ def arm(name):
 
     values = {"quality": Value("train/summary.json", ("quality",)), "gap": Value("train/summary.json", ("a", "b", 1))}
     values |= {"two": Value("train/summary.json", ("list", 1)), "half": Quotient("quality", ("two",))}
+    values["thirty"] = Quotient("quality", ("two",), times=60)
     return Arm(commands, values, minutes=1)
 
 
@@ -66,7 +67,7 @@ def toy(monkeypatch):
 
 def test_a_cell_runs_once_and_is_kept(toy, tmp_path):
     first = run_cell(tmp_path, "toy", "good", 0, say=lambda line: None)
-    assert first.values == {"quality": 0.8, "gap": None, "two": 2, "half": 0.4}
+    assert first.values == {"quality": 0.8, "gap": None, "two": 2, "half": 0.4, "thirty": 24}
     assert run_cell(tmp_path, "toy", "good", 0) == first == read_cell(tmp_path, "toy", "good", 0)
     assert len(toy) == 1
     assert read_cell(tmp_path, "toy", "good", 1) is None
@@ -121,7 +122,7 @@ def test_unknown_names(tmp_path):
 
 def test_the_table_has_intervals_pairs_seeds_and_shows_what_was_not_run(toy, tmp_path):
     empty = study_table(tmp_path, "toy", [0, 1])
-    assert empty.count("not run |") == 10 and not re.search(r"\d\.\d{3}", empty)
+    assert empty.count("not run |") == 12 and not re.search(r"\d\.\d{3}", empty)
     for name, seed in (("good", 0), ("good", 1), ("bad", 0), ("bad", 1), ("bad", 2)):
         run_cell(tmp_path, "toy", name, seed, say=lambda line: None)
     text = study_table(tmp_path, "toy", [0, 1, 2])
