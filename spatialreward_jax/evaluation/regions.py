@@ -97,10 +97,10 @@ def region_statistics(
             if true is None:
                 continue
             overlaps.append(values[-1])
+            answered_count += len(verdict.boxes)
             if true:
                 matched += match(verdict.boxes, true)
                 in_place += sides_in_place(verdict.boxes, true)
-                answered_count += len(verdict.boxes)
                 true_count += len(true)
             else:
                 empty_right[0] += not verdict.boxes

@@ -1,7 +1,7 @@
-"""The paper in miniature: comparisons on EditWorld with the same budget for every arm."""
+"""The paper in miniature: comparisons on EditWorld with as many updates or phases for every arm."""
 
 from spatialreward_jax.studies.arms import STUDIES, Arm, Place, Quotient, Study, Value
-from spatialreward_jax.studies.cells import Cell, find_arm, read_cell, run_cell
+from spatialreward_jax.studies.cells import Cell, claim, find_arm, read_cell, run_cell, seeds_of
 from spatialreward_jax.studies.table import interval, study_table
 
 __all__ = [
@@ -12,9 +12,11 @@ __all__ = [
     "Quotient",
     "Study",
     "Value",
+    "claim",
     "find_arm",
     "interval",
     "read_cell",
     "run_cell",
+    "seeds_of",
     "study_table",
 ]

@@ -1,9 +1,12 @@
 """One cell of a study, an arm at a seed: run once, kept as JSON, never run again."""
 
+import ast
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from typing import Any
 
 from spatialreward_jax.data.editworld import write_rankings
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.pretrained import ASSETS
 from spatialreward_jax.reporting.progress import write_json
 from spatialreward_jax.studies.arms import RANKINGS, STUDIES, Arm, Place, Quotient, Value
 
@@ -47,7 +51,30 @@ def place_of(root: pathlib.Path, study: str, arm: str, seed: int) -> Place:
 
 def typed(words: list[str]) -> str:
     """A command as a user would type it."""
-    return " ".join(["python -m", f"spatialreward_jax.{words[0]}", *words[1:]])
+    return shlex.join(["python", "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
+
+
+def claim(root: pathlib.Path) -> None:
+    """Marks a folder of studies with what its commands start from: `configs/` here and the embedded checkpoints.
+
+    Raises InputError where it was marked with others, whose cells would not be comparable.
+    """
+    mark = hashlib.sha256()
+    for file in sorted(pathlib.Path("configs").glob("*.py")):
+        mark.update(ast.dump(ast.parse(file.read_text(encoding="utf-8"))).encode())  # comments do not count
+    for file in sorted((ASSETS / "embedded").rglob("*.safetensors")):
+        mark.update(file.read_bytes())
+    origin = root / "origin"
+    if not origin.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        origin.write_text(mark.hexdigest(), encoding="utf-8")
+    elif origin.read_text(encoding="utf-8") != mark.hexdigest():
+        raise InputError(f"{root} has cells of other configs or embedded checkpoints than today's: give a new workdir")
+
+
+def seeds_of(root: pathlib.Path, study: str) -> set[int]:
+    """Seeds of which any cell of the study was run."""
+    return {int(file.parent.name.removeprefix("seed")) for file in (root / study).glob(f"*/seed*/{FILE}")}
 
 
 def read_cell(root: pathlib.Path, study: str, arm: str, seed: int) -> Cell | None:
@@ -84,7 +111,10 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
         if not last.is_file():
             _run(words, f"{study}/{arm}/seed{seed}", say)
     commands = found.commands(place)
-    seconds = [_run(words, f"{study}/{arm}/seed{seed}", say) for words in commands]
+    seconds = [
+        _run(words, f"{study}/{arm}/seed{seed}", say, place.folder / f"seconds{number}")
+        for number, words in enumerate(commands)
+    ]
     if sum(seconds) > 60 * found.minutes:
         say(f"WARNING: {sum(seconds) / 60:.1f} minutes, more than the arm's {found.minutes:g}")
     values = read_values(place.folder, found.values)
@@ -94,22 +124,27 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     return cell
 
 
-def _run(words: list[str], cell: str, say: Callable[[str], None]) -> float:
-    """Runs a program -> seconds. Raises InputError when it fails.
+def _run(words: list[str], cell: str, say: Callable[[str], None], spent: pathlib.Path | None = None) -> float:
+    """Runs a program -> seconds, with those of earlier attempts, which the file `spent` keeps.
 
-    Ctrl-C reaches the program, too, which is given the time to save what it has.
+    Ctrl-C reaches the program, too, which is given the time to save what it has. Raises InputError when it fails.
     """
     say(typed(words))
     start = time.monotonic()
+    before = float(spent.read_text(encoding="utf-8")) if spent and spent.is_file() else 0.0
     program = subprocess.Popen([sys.executable, "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
     try:
         status = program.wait()
     except KeyboardInterrupt:
         program.wait()
         raise
+    finally:
+        seconds = round(before + time.monotonic() - start, 1)
+        if spent:
+            spent.write_text(str(seconds), encoding="utf-8")
     if status:
         raise InputError(f"cell {cell}: status {status} of {typed(words)}")
-    return round(time.monotonic() - start, 1)
+    return seconds
 
 
 def read_values(folder: pathlib.Path, columns: Mapping[str, Value | Quotient]) -> dict[str, float | None]:

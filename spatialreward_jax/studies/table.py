@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 
 from spatialreward_jax.studies.arms import STUDIES
-from spatialreward_jax.studies.cells import Cell, read_cell
+from spatialreward_jax.studies.cells import Cell, read_cell, typed
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -40,7 +40,7 @@ def study_table(root: pathlib.Path, study: str, seeds: Sequence[int]) -> str:
         lines += [f"| arm | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
         lines += [f"| {arm} | {row} |" for arm, row in zip(others, differences) if row]
     missing = [
-        f"python -m spatialreward_jax.study --study={study} --arm={arm} --seeds={seed} --workdir={root}"
+        typed(["study", f"--study={study}", f"--arm={arm}", f"--seeds={seed}", f"--workdir={root}"])
         for arm, row in cells.items()
         for seed, cell in zip(seeds, row)
         if cell is None

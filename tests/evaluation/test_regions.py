@@ -65,6 +65,8 @@ def test_statistics_with_truth():
     assert found["recall_at_50"] == pytest.approx(2 / 3, abs=1e-6) and found["precision_at_50"] == 1
     assert found["boundary_precision"] == 7 / 8
     assert found["empty_when_nothing_was_edited"] == 1
+    seen_for_nothing = regions.region_statistics(cases[:1], verdicts | {"b": _verdict(B)}, {})
+    assert seen_for_nothing["precision_at_50"] == 1 / 2 and seen_for_nothing["boundary_precision"] == 3 / 8
     # row 1: union IoU (0.5 + 1) / 2, ranked rightly; row 2: 20000 / 30000, ranked wrongly
     assert found["accuracy_by_iou"]["0.75-1"] == {"rows": 1, "accuracy": 1.0}
     assert found["accuracy_by_iou"]["0.5-0.75"] == {"rows": 1, "accuracy": 0.0}

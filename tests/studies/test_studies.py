@@ -21,9 +21,11 @@ from spatialreward_jax.studies import (
     Study,
     Value,
     cells,
+    claim,
     interval,
     read_cell,
     run_cell,
+    seeds_of,
     study_table,
 )
 
@@ -89,6 +91,42 @@ def test_numbers_of_other_commands_are_refused(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(QUALITY, "good", 0.9)
     with pytest.raises(InputError, match="other commands than today's"):
         read_cell(tmp_path, "toy", "good", 0)
+
+
+def test_a_workdir_keeps_to_the_configs_and_weights_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "configs/grpo.py"
+    config.parent.mkdir()
+    config.write_text("STEPS = 3\n")
+    claim(tmp_path / "studies")
+    config.write_text("STEPS = 3  # of a run\n")
+    claim(tmp_path / "studies")
+    config.write_text("STEPS = 4\n")
+    with pytest.raises(InputError, match="give a new workdir"):
+        claim(tmp_path / "studies")
+    claim(tmp_path / "others")
+
+
+def test_seconds_of_interrupted_attempts_count(toy, tmp_path):
+    (tmp_path / "toy/good/seed0").mkdir(parents=True)
+    (tmp_path / "toy/good/seed0/seconds0").write_text("30.5")
+    assert run_cell(tmp_path, "toy", "good", 0, say=lambda line: None).seconds[0] >= 30.5
+
+
+def test_seeds_that_were_run(toy, tmp_path):
+    assert seeds_of(tmp_path, "toy") == set()
+    for name, seed in (("good", 3), ("bad", 3), ("bad", 10)):
+        run_cell(tmp_path, "toy", name, seed, say=lambda line: None)
+    assert seeds_of(tmp_path, "toy") == {3, 10}
+
+
+def test_rewards_of_the_study_of_boxes_are_taught_first(tmp_path):
+    place = cells.place_of(tmp_path, "reward", "cited", 1)
+    ((done, words),) = STUDIES["reward"].arms["cited"].shared(place)
+    training, _ = STUDIES["boxes"].arms["cited"].commands(cells.place_of(tmp_path, "boxes", "cited", 1))
+    assert words == training and f"--workdir={done.parent}" in words
+    (reward,) = STUDIES["reward"].arms["cited"].commands(place)
+    assert f"--config.judge.model={done.parent / 'judge'}" in reward
 
 
 def test_a_failed_command_names_the_cell_and_keeps_nothing(toy, tmp_path, monkeypatch):
