@@ -41,7 +41,7 @@ EDITWORLD = {
 
 PRESETS = {  # what runs where; everything else below is the recipe
     "embedded": EDITWORLD,
-    # At the rate above nothing is gained after 20 phases (tests/benchmarks/RESULTS.md).
+    # At a constant rate nothing is gained after 20 phases (tests/benchmarks/RESULTS.md).
     "laptop": EDITWORLD
     | {"steps": 180, "lr": 1e-3, "schedule": "cosine", "eval_every": 60, "checkpoint_every": 20}
     | {"rewards": {"judge": 1.0, "guards": 0.5, "oracle": 0.0}},
@@ -89,7 +89,7 @@ def get_config(preset="embedded"):
     config.judge.ensemble = 1  # answers drawn for each question and averaged; above 1 needs a temperature
     config.judge.score_mode = "answered"  # or "expected": the mean of each score's distribution; needs constrained
     config.judge.batch = 16  # answers decoded at a time
-    # weights; a backend of weight 0 is logged, a judge of weight 0 in evaluations alone
+    # weights; a backend of weight 0 is logged, a judge of weight 0 in evaluations alone, or where guards count
     config.rewards = ConfigDict({"judge": 1.0, "guards": 0.0})
 
     # ---- data
