@@ -40,7 +40,7 @@ def main(_argv: list[str]) -> None:
     studies = list(STUDIES) if given.study == "all" else [given.study]
     for study in studies if given.arm else ():
         find_arm(study, given.arm)  # refused before any cell is run
-    if not given.table:
+    if not given.table or (root.is_dir() and pathlib.Path("configs").is_dir()):
         claim(root)
     for study in studies:
         arms = [given.arm] if given.arm else list(STUDIES[study].arms)

@@ -55,12 +55,14 @@ class Arm:
     """commands: of a place, each the words behind `python -m spatialreward_jax.`; minutes: their budget.
 
     values: column -> where its number stands; a number that is absent (no region without boxes) leaves a gap.
+    needs: (study, arm) of cells that are run first, at the same seed; they have budgets of their own.
     shared: of a place, what several cells begin with and the first of them runs: (the last file it writes, words).
     """
 
     commands: Callable[[Place], list[list[str]]]
     values: Mapping[str, Value | Quotient]
     minutes: float
+    needs: Sequence[tuple[str, str]] = ()
     shared: Callable[[Place], list[tuple[pathlib.Path, list[str]]]] = lambda place: []
 
 
@@ -70,6 +72,11 @@ class Study:
 
     title: str
     arms: Mapping[str, Arm]
+
+
+def judge_folder(root: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
+    """The judge that an arm of the study "boxes" trained."""
+    return root / "boxes" / arm / f"seed{seed}" / "train" / "judge"
 
 
 def _on(place: Place, out: pathlib.Path | None = None) -> list[str]:
@@ -91,44 +98,23 @@ _REGION_VALUES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Judge:
-    """How a judge answers: boxes: it names regions; cited: its reasoning cites them."""
+def _judge_arm(boxes: bool, cited: bool) -> Arm:
+    """The embedded judge taught to answer this way; from nothing, minutes bring no judge to ranking.
 
-    name: str
-    boxes: bool
-    cited: bool
+    It had learnt cited answers for hours: where the others rank worse, the way is worse, or was not yet learnt.
+    """
 
-    @property
-    def parsing(self) -> str:
-        return "strict" if self.boxes else "no_regions"
-
-    def folder(self, root: pathlib.Path, seed: int) -> pathlib.Path:
-        """Where its training works."""
-        return root / "boxes" / self.name / f"seed{seed}" / "train"
-
-    def training(self, root: pathlib.Path, seed: int) -> list[str]:
-        """The embedded judge taught to answer this way; from nothing, minutes bring no judge to ranking.
-
-        It had learnt cited answers for hours: where the others rank worse, the way is worse, or was not yet learnt.
-        """
-        world = "--config.data.editworld"
-        words = ["train", "--config=configs/reward_sft.py:verdicts", f"--workdir={self.folder(root, seed)}"]
-        words += [f"--config.seed={seed}", f"--config.steps={JUDGE_STEPS}"]
-        words += [f"--config.eval.{what}=0" for what in ("batches", "edits", "grounding")]
-        words += [f"{world}.boxes={self.boxes}", f"{world}.cited={self.cited}"]
-        return [*words, f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
-
-
-_CITED, _UNCITED, _BOXLESS = _Judge("cited", True, True), _Judge("uncited", True, False), _Judge("none", False, False)
-
-
-def _judge_arm(judge: _Judge) -> Arm:
     def commands(place: Place) -> list[list[str]]:
-        asked = ["evaluate", f"--model={judge.folder(place.root, place.seed) / 'judge'}", f"--parsing={judge.parsing}"]
-        return [judge.training(place.root, place.seed), [*asked, *_on(place)]]
+        world = "--config.data.editworld"
+        training = ["train", "--config=configs/reward_sft.py:verdicts", f"--workdir={place.folder / 'train'}"]
+        training += [f"--config.seed={place.seed}", f"--config.steps={JUDGE_STEPS}"]
+        training += [f"--config.eval.{what}=0" for what in ("batches", "edits", "grounding")]
+        training += [f"{world}.boxes={boxes}", f"{world}.cited={cited}"]
+        training += [f"{world}.mixture.grounding=0.0", f"{world}.mixture.changes=0.0"]
+        parsing = "--parsing=strict" if boxes else "--parsing=no_regions"
+        return [training, ["evaluate", f"--model={place.folder / 'train/judge'}", parsing, *_on(place)]]
 
-    return Arm(commands, _RANKING_VALUES | (_REGION_VALUES if judge.boxes else {}), minutes=20)
+    return Arm(commands, _RANKING_VALUES | (_REGION_VALUES if boxes else {}), minutes=20)
 
 
 def _aggregation_arm(kind: str) -> Arm:
@@ -204,26 +190,18 @@ def _recipe_arm(recipe: str) -> Arm:
     return dataclasses.replace(arm, commands=commands, values=arm.values | costs)
 
 
-def _judged_arm(judge: _Judge) -> Arm:
-    """RL with a judge of the study "boxes", taught first where that study was not run.
-
-    The grammar knows no answers without boxes, so none is held to it.
-    """
+def _judged_arm(judge: str, parsing: str) -> Arm:
+    """RL with a judge of the study "boxes". The grammar knows no answers without boxes, so none is held to it."""
     flags = [*_rewards(judge=1.0), "--config.judge.constrained=False", "--config.judge.score_mode=answered"]
-    flags.append(f"--config.judge.parsing={judge.parsing}")
-
-    def shared(place: Place) -> list[tuple[pathlib.Path, list[str]]]:
-        done = judge.folder(place.root, place.seed) / "summary.json"
-        return [(done, judge.training(place.root, place.seed))]
-
-    arm = _rl_arm(lambda place: [*flags, f"--config.judge.model={judge.folder(place.root, place.seed) / 'judge'}"])
-    return dataclasses.replace(arm, shared=shared)
+    flags.append(f"--config.judge.parsing={parsing}")
+    arm = _rl_arm(lambda place: [*flags, f"--config.judge.model={judge_folder(place.root, judge, place.seed)}"])
+    return dataclasses.replace(arm, needs=(("boxes", judge),))
 
 
 STUDIES: Mapping[str, Study] = {
     "boxes": Study(
         "Does a judge rank better when it names regions, and when its reasoning cites them?",
-        {judge.name: _judge_arm(judge) for judge in (_CITED, _UNCITED, _BOXLESS)},
+        {"cited": _judge_arm(True, True), "uncited": _judge_arm(True, False), "none": _judge_arm(False, False)},
     ),
     "aggregation": Study(
         "Which aggregation of the four scores ranks best?",
@@ -236,8 +214,8 @@ STUDIES: Mapping[str, Study] = {
     "reward": Study(
         "What does the editor learn from the judge with boxes, the judge without, and the truth itself?",
         {
-            "cited": _judged_arm(_CITED),
-            "none": _judged_arm(_BOXLESS),
+            "cited": _judged_arm("cited", "strict"),
+            "none": _judged_arm("none", "no_regions"),
             "oracle": _rl_arm(lambda place: _rewards(oracle=1.0)),
         },
     ),

@@ -65,10 +65,10 @@ def claim(root: pathlib.Path) -> None:
     for file in sorted((ASSETS / "embedded").rglob("*.safetensors")):
         mark.update(file.read_bytes())
     origin = root / "origin"
-    if not origin.is_file():
+    if not origin.is_file() and not any(root.glob(f"*/*/seed*/{FILE}")):
         root.mkdir(parents=True, exist_ok=True)
         origin.write_text(mark.hexdigest(), encoding="utf-8")
-    elif origin.read_text(encoding="utf-8") != mark.hexdigest():
+    elif not origin.is_file() or origin.read_text(encoding="utf-8") != mark.hexdigest():
         raise InputError(f"{root} has cells of other configs or embedded checkpoints than today's: give a new workdir")
 
 
@@ -104,6 +104,8 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     if cell is not None:
         return cell
     found, place = find_arm(study, arm), place_of(root, study, arm, seed)
+    for other in found.needs:
+        run_cell(root, *other, seed, say)
     place.rankings.parent.mkdir(parents=True, exist_ok=True)
     write_rankings(place.rankings, "test", RANKINGS, seed)
     place.folder.mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,10 @@ def test_a_workdir_keeps_to_the_configs_and_weights_it_began_with(tmp_path, monk
     with pytest.raises(InputError, match="give a new workdir"):
         claim(tmp_path / "studies")
     claim(tmp_path / "others")
+    (tmp_path / "unmarked/boxes/cited/seed0").mkdir(parents=True)
+    (tmp_path / "unmarked/boxes/cited/seed0/cell.json").touch()
+    with pytest.raises(InputError, match="give a new workdir"):
+        claim(tmp_path / "unmarked")
 
 
 def test_seconds_of_interrupted_attempts_count(toy, tmp_path):
@@ -120,13 +124,23 @@ def test_seeds_that_were_run(toy, tmp_path):
     assert seeds_of(tmp_path, "toy") == {3, 10}
 
 
-def test_rewards_of_the_study_of_boxes_are_taught_first(tmp_path):
-    place = cells.place_of(tmp_path, "reward", "cited", 1)
-    ((done, words),) = STUDIES["reward"].arms["cited"].shared(place)
-    training, _ = STUDIES["boxes"].arms["cited"].commands(cells.place_of(tmp_path, "boxes", "cited", 1))
-    assert words == training and f"--workdir={done.parent}" in words
-    (reward,) = STUDIES["reward"].arms["cited"].commands(place)
-    assert f"--config.judge.model={done.parent / 'judge'}" in reward
+def test_cells_that_an_arm_needs_run_first(toy, tmp_path, monkeypatch):
+    last = dataclasses.replace(arm("good"), needs=(("toy", "bad"),))
+    monkeypatch.setitem(STUDIES, "later", Study("And then?", {"good": last}))
+    run_cell(tmp_path, "later", "good", 1, say=lambda line: None)
+    assert read_cell(tmp_path, "toy", "bad", 1) and read_cell(tmp_path, "toy", "good", 1) is None
+    run_cell(tmp_path, "later", "good", 1, say=lambda line: None)
+    assert len(toy) == 2
+
+
+def test_rewards_are_judges_of_the_study_of_boxes(tmp_path):
+    for name in ("cited", "none"):
+        reward = STUDIES["reward"].arms[name]
+        (needed,) = reward.needs
+        training, _ = STUDIES[needed[0]].arms[needed[1]].commands(cells.place_of(tmp_path, *needed, 1))
+        (workdir,) = (word.removeprefix("--workdir=") for word in training if word.startswith("--workdir="))
+        (words,) = reward.commands(cells.place_of(tmp_path, "reward", name, 1))
+        assert f"--config.judge.model={workdir}/judge" in words
 
 
 def test_a_failed_command_names_the_cell_and_keeps_nothing(toy, tmp_path, monkeypatch):
