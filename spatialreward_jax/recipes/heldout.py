@@ -1,10 +1,12 @@
 """What a run is worth: edits of held-out EditWorld requests before and after it, same noise, judged by the truth."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialreward_jax.data.editworld import EditSample, box_1000, read_truths
 from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.editworld.rule import Scores
 from spatialreward_jax.data.pipeline import load_batch
@@ -14,14 +16,16 @@ from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.recipes.previews import PHASE
 from spatialreward_jax.recipes.task import History
 from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
-from spatialreward_jax.reward.types import Edit
+from spatialreward_jax.reward.guards import Guards, box_mask, match_size, outside_change
+from spatialreward_jax.reward.protocol import read_edits
+from spatialreward_jax.reward.types import Edit, Region
 from spatialreward_jax.rl import standard_error
 
 if TYPE_CHECKING:
     from spatialreward_jax.recipes.flow_grpo import FlowGRPO
 
 Z95 = 1.96
-MEASURES = ("reward", "judge", *Scores._fields)
+MEASURES = ("reward", "judge", *Scores._fields, "outside_change")
 CHUNK = 32
 """Requests that are edited by one program."""
 
@@ -36,7 +40,7 @@ class HeldoutEdits:
 
     def __init__(self, task: "FlowGRPO", index: str):
         """index: requests of a file that `write_requests` made. Raises InputError."""
-        self.task, self.requests = task, read_requests(index)
+        self.task, self.requests, self.truths = task, read_requests(index), read_truths(index)
         asked = task.reward.counted(besides=("judge",))
         backends = asked.backends | {"oracle": Divided(Oracle.from_requests(index))}
         self.reward = WeightedReward(backends, {"oracle": 0.0} | asked.weights)
@@ -45,9 +49,13 @@ class HeldoutEdits:
 
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields means over the requests and standard errors: "oracle" is the truth, the names of `Scores` its four
-        parts (0..25), "reward" the run's own, "judge" the judge's part, whether it counts or not."""
+        parts (0..25), "reward" the run's own, "judge" the judge's part, whether it counts or not; "outside_change" is
+        that of `changed_outside`, over the requests that have an outside."""
         found: dict[str, list[float]] = {name: [] for name in ("oracle", *MEASURES)}
-        for rewards in self._scored(state):
+        for edits, rewards in self._scored(state):
+            first = len(found["oracle"])
+            outside = map(changed_outside, edits, self.truths[first : first + len(edits)])
+            found["outside_change"] += [value for value in outside if value is not None]
             found["oracle"] += rewards.parts["oracle/reward"].tolist()
             found["reward"] += rewards.reward[rewards.valid].tolist()
             found["judge"] += [value for value in rewards.parts.get("judge/reward", ()) if np.isfinite(value)]
@@ -93,16 +101,16 @@ class HeldoutEdits:
                 )
         self.before, self.after = record["before"], record["after"]
 
-    def _scored(self, state: Any) -> Iterator[Rewards]:
-        """Rewards of all edits, as many at a time as a phase has: the judge then needs no programs of other sizes."""
+    def _scored(self, state: Any) -> Iterator[tuple[list[Edit], Rewards]]:
+        """Edits and their rewards, as many at a time as a phase has: the judge has programs for these."""
         most, edits = self.task.settings.prompts * self.task.settings.group, []
         for first in range(0, len(self.requests), CHUNK):
             edits += self._chunk(state, first)
             while len(edits) >= most:
-                yield self.reward(edits[:most])
+                yield edits[:most], self.reward(edits[:most])
                 edits = edits[most:]
         if edits:
-            yield self.reward(edits)
+            yield edits, self.reward(edits)
 
     def _chunk(self, state: Any, first: int) -> list[Edit]:
         """Edits of some requests; the last chunk is filled up with requests that do not count."""
@@ -115,3 +123,16 @@ class HeldoutEdits:
         )
         real = min(CHUNK, len(self.requests) - first)
         return task.edits(batch, task.decode(encoded, latents))[:real]
+
+
+def changed_outside(edit: Edit, truth: EditSample) -> float | None:
+    """Mean absolute change, 0..1, outside the regions that a perfect edit changes (with the guards' margin).
+
+    None where it may change all of the picture.
+    """
+    (edit,) = read_edits([edit])
+    side = edit.edited.shape[0]
+    sized = dataclasses.replace(truth, source=dataclasses.replace(truth.source, side=side))
+    regions = [Region(i, r.label, box_1000(r.box, side), r.box) for i, r in enumerate(sized.regions)]
+    inside = box_mask(edit.edited.shape[:2], regions, margin=Guards.margin)
+    return None if inside.all() else outside_change(match_size(edit.sources[0], edit.edited), edit.edited, inside)

@@ -155,6 +155,8 @@ _RL_VALUES = {
     "success after": Value(_SUMMARY, ("heldout_success_after",)),
     "kept before": Value(_SUMMARY, ("heldout_no_overedit_before",)),
     "kept after": Value(_SUMMARY, ("heldout_no_overedit_after",)),
+    "changed outside before": Value(_SUMMARY, ("heldout_outside_change_before",)),
+    "changed outside after": Value(_SUMMARY, ("heldout_outside_change_after",)),
     "seconds": Value(_SUMMARY, ("seconds",)),
 }
 

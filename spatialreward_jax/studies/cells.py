@@ -25,7 +25,10 @@ FILE = "cell.json"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """values: column -> number, or None where the arm has none. seconds: of each command. commands: as typed."""
+    """values: column -> number, or None where the arm has none. seconds: of each command.
+
+    commands: as typed, with WORKDIR for the folder of all studies, so that it can be moved.
+    """
 
     study: str
     arm: str
@@ -52,6 +55,10 @@ def place_of(root: pathlib.Path, study: str, arm: str, seed: int) -> Place:
 def typed(words: list[str]) -> str:
     """A command as a user would type it."""
     return shlex.join(["python", "-m", f"spatialreward_jax.{words[0]}", *words[1:]])
+
+
+def _recorded(root: pathlib.Path, commands: list[list[str]]) -> list[str]:
+    return [typed([word.replace(str(root), "WORKDIR") for word in words]) for words in commands]
 
 
 def claim(root: pathlib.Path) -> None:
@@ -90,7 +97,7 @@ def read_cell(root: pathlib.Path, study: str, arm: str, seed: int) -> Cell | Non
         cell = Cell(**json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}): remove {place.folder} and run the cell again") from error
-    if cell.commands != [typed(words) for words in find_arm(study, arm).commands(place)]:
+    if cell.commands != _recorded(root, find_arm(study, arm).commands(place)):
         raise InputError(f"{file} comes from other commands than today's: remove {place.folder} and run it again")
     return cell
 
@@ -120,7 +127,7 @@ def run_cell(root: pathlib.Path, study: str, arm: str, seed: int, say: Callable[
     if sum(seconds) > 60 * found.minutes:
         say(f"WARNING: {sum(seconds) / 60:.1f} minutes, more than the arm's {found.minutes:g}")
     values = read_values(place.folder, found.values)
-    cell = Cell(study, arm, seed, [typed(words) for words in commands], seconds, values)
+    cell = Cell(study, arm, seed, _recorded(root, commands), seconds, values)
     write_json(place.folder / FILE, dataclasses.asdict(cell))
     shutil.rmtree(place.folder / "train" / "checkpoints", ignore_errors=True)  # the cell is done: nothing resumes
     return cell

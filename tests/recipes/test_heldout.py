@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatialreward_jax.data.editworld import write_requests
+from spatialreward_jax.data.editworld import render, sample_edit, write_requests
 from spatialreward_jax.data.pipeline import EditorSize
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import read_image
@@ -15,6 +15,7 @@ from spatialreward_jax.recipes import heldout
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO
 from spatialreward_jax.recipes.task import History
 from spatialreward_jax.reward.backends import GuardsBackend, WeightedReward
+from spatialreward_jax.reward.types import Edit
 
 
 class GivenEditor:
@@ -77,6 +78,24 @@ def test_the_gain_is_paired_over_requests_and_kept_across_evaluations(index, mon
     assert gain["heldout_no_overedit_before"] == pytest.approx(25, abs=1), "an editor that does nothing keeps all"
     assert first["reward"] == last["reward"] == 1, "the run's own reward is another: guards alone see no difference"
     assert first["invalid_share"] == 0
+    assert first["outside_change"] == gain["heldout_outside_change_before"] == 0
+    assert gain["heldout_outside_change_after"] < 0.005, "exact targets change nothing but by resized sources"
+
+
+def test_change_outside_is_what_may_not_change():
+    sample = sample_edit("validation", 0, side=64, kinds=("remove",))
+    source, (region,) = render(sample.source), sample.regions
+    left, top, right, bottom = region.box
+    inside, corner = source.copy(), source.copy()
+    inside[top:bottom, left:right] = 255 - inside[top:bottom, left:right]
+    y, x = (0 if top > 20 else 56), (0 if left > 20 else 56)
+    corner[y : y + 8, x : x + 8] = 255 - corner[y : y + 8, x : x + 8]
+    edit = lambda image: heldout.changed_outside(Edit(source, image, sample.instruction), sample)
+    assert edit(source) == edit(inside) == 0 and edit(corner) > 0.002
+    assert edit(corner[::2, ::2]) > 0, "an edit of another size is measured at its own"
+    background = sample_edit("validation", 0, side=64, kinds=("background",))
+    image = render(background.source)
+    assert heldout.changed_outside(Edit(image, image, background.instruction), background) is None
 
 
 def test_a_run_that_goes_on_knows_what_was_measured(index):

@@ -93,6 +93,13 @@ def test_numbers_of_other_commands_are_refused(toy, tmp_path, monkeypatch):
         read_cell(tmp_path, "toy", "good", 0)
 
 
+def test_a_workdir_can_be_moved(toy, tmp_path):
+    before = run_cell(tmp_path / "here", "toy", "good", 0, say=lambda line: None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert read_cell(tmp_path / "there", "toy", "good", 0) == before
+    assert "--workdir=WORKDIR/toy/good/seed0/train" in before.commands[0]
+
+
 def test_a_workdir_keeps_to_the_configs_and_weights_it_began_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "configs/grpo.py"
