@@ -3,7 +3,7 @@
 It reads the picture back (`viewing.py`: which shapes stand where, with which attributes, on which ground, in which
 tone, with which flaws) and applies the written rule of `rule.py` to what it reads, weighted by how sure each reading
 is. So an added shape may stand anywhere in the cell that was named, a new ground may have any texture, and a half-way
-change earns a part.
+change earns a part. A picture of one colour, which shows neither shape nor flaw, earns nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def judge_view(view: View, sample: EditSample) -> rule.Scores:
     credits = [_credit(view, sample, index, others, strays) for index in range(len(sample.ops))]
     strengths = {kind: rule.visible(kind, amount) for kind, amount in view.amounts.items()}
     harm = _damage(view, sample, others, strays)
-    return rule.Scores(rule.success_score(credits), rule.preservation_score(harm), *rule.quality_scores(strengths))
+    quality = (view.content * score for score in rule.quality_scores(strengths))
+    success = view.content * rule.success_score(credits)
+    return rule.Scores(success, view.content * rule.preservation_score(harm), *quality)
 
 
 def _changed_to(weights: dict[str, float], asked: str, before: str) -> float:

@@ -11,18 +11,17 @@ from __future__ import annotations
 import collections
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from spatialreward_jax import cli
 from spatialreward_jax.data.editworld.candidates import FAILURES, make_candidate
 from spatialreward_jax.data.editworld.edits import sample_edit
 from spatialreward_jax.data.editworld.oracle import oracle_scores
 from spatialreward_jax.data.editworld.rankings import LEAST_GAP, exact_reward
 from spatialreward_jax.data.editworld.rule import Scores
+from spatialreward_jax.data.editworld.scenes import SPLITS
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.reward.aggregate import Aggregation
-
-_COUNT = flags.DEFINE_integer("count", 64, "edits to measure; each gets one candidate of every failure that it allows")
-_SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the edits")
 
 
 def measure(split: str, count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], float]:
@@ -43,10 +42,19 @@ def measure(split: str, count: int, seed: int = 0) -> tuple[dict[str, np.ndarray
     return {failure: np.array(rows) for failure, rows in errors.items()}, float(np.mean(wrong))
 
 
-def main(argv) -> None:
+def define_flags() -> None:
+    """The program's flags; not at import, so that programs can import each other."""
+    flags.DEFINE_integer("count", 64, "Edits to measure; each gets one candidate of every failure that it allows.")
+    flags.DEFINE_enum("split", "validation", SPLITS, "Of the edits.")
+    flags.DEFINE_integer("seed", 0, "Of the edits.")
+
+
+def main(_argv: list[str]) -> None:
     """Prints the table."""
-    del argv
-    errors, wrong = measure(_SPLIT.value, _COUNT.value, _SEED.value)
+    given = flags.FLAGS
+    if given.count < 1:
+        raise InputError(f"--count={given.count}: measure at least one edit")
+    errors, wrong = measure(given.split, given.count, given.seed)
     print(f"{'failure':16s}{'n':>5s}" + "".join(f"{name:>16s}" for name in (*Scores._fields, "reward")))
     for failure, rows in errors.items():
         cells = [f"{np.abs(c).mean():.2f} (95% {np.quantile(np.abs(c), 0.95):.1f})" for c in rows.T[:4]]
@@ -56,4 +64,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    cli.run(main)

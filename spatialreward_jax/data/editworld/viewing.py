@@ -12,7 +12,15 @@ from spatialreward_jax.data.editworld import flaws
 from spatialreward_jax.data.editworld.artifacts import blur
 from spatialreward_jax.data.editworld.edits import EditSample, Op
 from spatialreward_jax.data.editworld.reading import Page, Reading
-from spatialreward_jax.data.editworld.render import apply_tone, as_seen, paint, render_ground, shape_mask, untone
+from spatialreward_jax.data.editworld.render import (
+    apply_tone,
+    as_seen,
+    paint,
+    render,
+    render_ground,
+    shape_mask,
+    untone,
+)
 from spatialreward_jax.data.editworld.scenes import Shape
 from spatialreward_jax.data.editworld.vocabulary import GROUNDS, PLACES, TONES
 
@@ -20,6 +28,7 @@ _QUIET, _LOUD = 6.0, 30.0  # smooth colour differences, in levels, that count as
 _WIDE = 4.0  # pixels; a blur that leaves no noise, for grounds and tones
 _BLOB = 0.018  # least area of an unexpected thing, as a fraction of the picture
 _MOST_BLOBS = 3
+_LEAST_CONTRAST = 0.1  # of that of the edit's scenes; of 20,608 edits of RL runs none had less than 0.12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +38,8 @@ class View:
     tone, ground: weights of the words of TONES and GROUNDS. ground_kept: 0..1, the source's very ground.
     places: one reading for each shape of the source, where it should stand. goals: one for each operation that brings a
     shape to a new place (None for the others), inside the cell that it names. others: readings of unexpected shapes.
-    smudge: share of the rest of the picture that changed. amounts: physical amounts of the flaws.
+    smudge: share of the rest of the picture that changed. amounts: physical amounts of the flaws. content: 1, but less
+    where the picture is nearly of one colour, and 0 where it is.
     """
 
     tone: dict[str, float]
@@ -40,6 +50,7 @@ class View:
     others: tuple[Reading, ...]
     smudge: float
     amounts: dict[str, float]
+    content: float
 
 
 def _normal(distances: dict[str, float], floor: float) -> dict[str, float]:
@@ -75,6 +86,11 @@ def _smooth(picture: np.ndarray, usable: np.ndarray, sigma: float) -> np.ndarray
     return blur(picture * weight, sigma) / np.maximum(blur(weight, sigma), 1e-3)
 
 
+def _contrast(image: np.ndarray) -> float:
+    """Standard deviation of the colours of uint8 [H, W, 3], in levels; a fine grain does not count."""
+    return float(np.sqrt(blur(image.astype(np.float32), 2.0).reshape(-1, 3).var(0).sum()))
+
+
 class Reader:
     """Reads pictures that answer one edit; what does not depend on the picture is prepared once."""
 
@@ -89,6 +105,7 @@ class Reader:
             shapes |= _mask(shape, side)
         self.open = ~shapes  # pixels that show the ground, whether or not the edit was done
         self.new_ground = any(op.kind == "background" for op in sample.ops)
+        self.contrast = min(_contrast(render(scene)) for scene in (self.source, self.target))
 
     def __call__(self, image: np.ndarray) -> View:
         """image uint8 [side, side, 3] -> what it shows."""
@@ -117,7 +134,8 @@ class Reader:
         found = [r for r in (*places, *(g for g in goals if g), *others) if r.present > 0.5]
         explained = self._compose(ground, [as_shape(reading) for reading in found], tone)
         amounts = self._amounts(picture, explained, exact, [as_shape(reading) for reading in found])
-        return View(tones, grounds, kept, places, goals, others, smudge, amounts)
+        content = min(_contrast(image) / (_LEAST_CONTRAST * self.contrast), 1.0)
+        return View(tones, grounds, kept, places, goals, others, smudge, amounts, content)
 
     def _tones(self, picture: np.ndarray) -> dict[str, float]:
         """By the ground where it is the source's, and by the bodies of the shapes that should have stayed."""
