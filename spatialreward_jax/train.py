@@ -26,7 +26,7 @@ from spatialreward_jax.recipes import load_recipe
 from spatialreward_jax.recipes.task import Task
 from spatialreward_jax.reporting.journal import History, Journal, NonFiniteError
 from spatialreward_jax.reporting.progress import Stopwatch, compile_clock, duration, write_json
-from spatialreward_jax.reporting.report import FILE, Chart, write_report
+from spatialreward_jax.reporting.report import FILE, Caption, Chart, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def run(task: Task, settings: Settings, workdir: pathlib.Path, *, command: str =
     return summary
 
 
-def write_end(workdir: pathlib.Path, summary: dict[str, Any], charts: Sequence[Chart]) -> None:
+def write_end(workdir: pathlib.Path, summary: dict[str, Any], charts: Sequence[Chart | Caption]) -> None:
     """Writes `summary.json` and `report.html`; where that fails (no space left), the summary is printed instead."""
     try:
         write_json(workdir / "summary.json", summary)

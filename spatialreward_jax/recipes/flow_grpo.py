@@ -34,7 +34,7 @@ from spatialreward_jax.recipes.kept_edits import keep_edits
 from spatialreward_jax.recipes.optimizing import start_state
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.journal import Samples
-from spatialreward_jax.reporting.report import Chart
+from spatialreward_jax.reporting.report import Caption, Chart
 from spatialreward_jax.reward.backends import WeightedReward
 from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import (
@@ -48,7 +48,7 @@ from spatialreward_jax.rl import (
     step_weight,
 )
 
-CHARTS = (
+REWARD_CHARTS = (
     Chart("Reward of the sampled edits", {"reward": "reward", "judge": "reward/judge/reward"}),
     Chart("Truth (oracle) of the sampled edits", {"oracle": "reward/oracle/reward"}),
     Chart("Held-out edits, same noise", {n: f"heldout/{n}" for n in ("oracle", "reward", "judge")}),
@@ -59,12 +59,24 @@ CHARTS = (
     Chart("Guards", {"reward": "reward/guards/reward", "outside change": "reward/guards/outside_change"}),
     Chart("Health of rewards", {"invalid": "invalid_share", "flat groups": "zero_std_share"}),
     Chart("Spread of rewards", {"all": "reward_std", "within groups": "reward_group_std"}),
-    Chart("Gradient norm", {"first update": "update1/grad_norm", "second": "update2/grad_norm"}),
-    Chart("Largest |ratio - 1|", {"first update": "update1/ratio_deviation", "second": "update2/ratio_deviation"}),
-    Chart("Clipped share", {"first update": "update1/clip_fraction", "second": "update2/clip_fraction"}),
-    Chart("KL to the reference", {"first update": "update1/kl"}),
-    Chart("Seconds of a phase", {"seconds": "seconds_per_step"}),
 )
+
+
+def charts_of(updates: int) -> tuple[Chart, ...]:
+    """Curves of a run with this many updates a phase: rewards, and the health of the first and the last of them."""
+    ends = {"first update": "update1"} | ({"last": f"update{updates}"} if updates > 1 else {})
+    health = {
+        "Gradient norm": "grad_norm",
+        "Largest |ratio - 1|": "ratio_deviation",
+        "Clipped share": "clip_fraction",
+        "KL to the reference": "kl",
+    }
+    return (
+        *REWARD_CHARTS,
+        *(Chart(title, {end: f"{update}/{name}" for end, update in ends.items()}) for title, name in health.items()),
+        Chart("Seconds of a phase", {"seconds": "seconds_per_step"}),
+    )
+
 
 RATIO_SHARE = 0.2
 """Share of the lower clip that the sampler's log-probabilities may be off before training computes its own."""
@@ -91,9 +103,12 @@ class FlowGRPO:
         self.programs = Programs(nets, settings)
         self.recompute: bool | None = None  # decided by measurement in the first phase
         self.first_deviation: float | None = None
-        self.charts = CHARTS
+        self.charts: Sequence[Chart | Caption] = charts_of(settings.updates_per_phase)
         self.heldout = heldout.HeldoutEdits(self, settings.heldout) if settings.heldout else None
-        self.evaluators: Mapping[str, Evaluator] = {"preview": previews.Previews(self)} if settings.eval_prompts else {}
+        self.evaluators: Mapping[str, Evaluator] = {}
+        if settings.eval_prompts:
+            preview = previews.Previews(self)
+            self.evaluators, self.charts = {"preview": preview}, (*self.charts, Caption("preview.edits", preview.text))
         if self.heldout:
             self.evaluators |= {"heldout": self.heldout}
 

@@ -30,6 +30,16 @@ class Previews:
         self._reward = task.reward.counted(besides=("judge",))  # for its regions
         self._before: list[np.ndarray] | None = None
 
+    @property
+    def text(self) -> str:
+        """What the grid's columns show, and what each row asked for."""
+        count = self.task.settings.eval_edits
+        columns = (
+            f"Columns: source | before training | {count} edits, the first at the same noise | its regions, judged"
+        )
+        rows = (f"Row {row}: {request.instruction}" for row, request in enumerate(self.batch.requests, 1))
+        return "\n".join((columns, *rows))
+
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields (name, picture or number)."""
         task, edits = self.task, self.task.settings.eval_edits

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spatialreward_jax.reporting.journal import History
-from spatialreward_jax.reporting.report import Chart
+from spatialreward_jax.reporting.report import Caption, Chart
 
 Evaluator = Callable[[Any, int], Iterable[tuple[str, float | np.ndarray]]]
 """evaluator(state, step) yields (name, number) or (name, picture uint8 [H, W, 3]); it must not change the state."""
@@ -36,8 +36,8 @@ class Task(Protocol):
     evaluators: Mapping[str, Evaluator]
     """By name; run before the first step, every `eval_every` steps, and after the last."""
 
-    charts: Sequence[Chart]
-    """Curves of the run's report."""
+    charts: Sequence[Chart | Caption]
+    """Curves of the run's report, and what its pictures show."""
 
     def init(self, key: Any) -> Any:
         """Train state from scratch: pytree of jax arrays, placed on the mesh. `key` is a jax PRNG key."""

@@ -29,18 +29,31 @@ class Chart:
     series: Mapping[str, str]
 
 
-def write_report(workdir: pathlib.Path, summary: Mapping[str, Any], charts: Sequence[Chart]) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """picture: a kind of picture, "EVALUATOR.NAME". text: what its rows and columns show, in lines."""
+
+    picture: str
+    text: str
+
+
+def write_report(workdir: pathlib.Path, summary: Mapping[str, Any], shown: Sequence[Chart | Caption]) -> pathlib.Path:
     """Writes `workdir/report.html`: the summary, charts, and the newest picture of each kind, the first beside it.
+
+    A `Caption` among what is `shown` stands below the pictures of its kind.
 
     Returns: its path. Raises InputError where the run left no record.
     """
     curves, title = read_curves(workdir), f"{summary.get('preset') or 'training'}: {workdir.name}"
     parts = [f"<h1>{html.escape(title)}</h1>", _table(summary), "<h2>Curves</h2>"]
-    parts += [drawn for chart in charts if (drawn := _chart(chart, curves))]
+    captions = {one.picture: one.text for one in shown if isinstance(one, Caption)}
+    parts += [drawn for chart in shown if isinstance(chart, Chart) and (drawn := _chart(chart, curves))]
     parts += ['<p class="note">Bands: 95%, from the standard error of the mean.</p>', "<h2>Pictures</h2>"]
     for name, pictures in read_pictures(workdir).items():
-        shown = pictures if len(pictures) < 2 else [pictures[0], pictures[-1]]
-        parts += [_picture(f"{name}, step {step}", path) for step, path in shown]
+        ends = pictures if len(pictures) < 2 else [pictures[0], pictures[-1]]
+        parts += [_picture(f"{name}, step {step}", path) for step, path in ends]
+        if name in captions:
+            parts.append(f'<p class="note">{"<br>".join(map(html.escape, captions[name].splitlines()))}</p>')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     path = workdir / FILE
     part = path.with_name(f".{FILE}.part")

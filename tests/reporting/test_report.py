@@ -6,7 +6,7 @@ import pytest
 
 from spatialreward_jax.reporting.charts import Line, line_chart, ticks
 from spatialreward_jax.reporting.records import Records
-from spatialreward_jax.reporting.report import Chart, write_report
+from spatialreward_jax.reporting.report import Caption, Chart, write_report
 
 
 def shapes(svg, kind):
@@ -43,9 +43,11 @@ def test_the_report_stands_alone(tmp_path):
         records.numbers(step, {"reward": 0.1 * step, "reward_sem": 0.01})
         records.picture(step, "preview/edits", np.full((2, 2, 3), step, np.uint8))
     charts = [Chart("Reward", {"judge": "reward"}), Chart("Nothing", {"absent": "nowhere"})]
+    charts += [Caption("preview.edits", "source | edit\nmake a < b"), Caption("preview.none", "never drawn")]
     path = write_report(tmp_path, {"preset": "tiny", "oracle_gain_ci95": [0.1, 0.25], "none": None}, charts)
     text = path.read_text()
     assert "0.1 to 0.25" in text and "Reward" in text and "Nothing" not in text and "<td>none" not in text
     assert len(re.findall(r'src="data:image/png;base64', text)) == 2, "the first and the newest picture"
     assert not re.search(r'(src|href)="(?!data:)', text), "no other file is needed"
+    assert "source | edit<br>make a &lt; b" in text and "never drawn" not in text
     assert text.count("<polygon") == 1, "a band from the standard error"
