@@ -53,8 +53,8 @@ class EditorNets:
 
     @property
     def multiple(self) -> int:
-        """Image sides are multiples of this many pixels: a latent position's times a patch's."""
-        return self.vae.config.downscale * self.transformer.config.patch_size
+        """Image sides are multiples of this many pixels."""
+        return EditorConfigs(self.transformer.config, self.vae.config, self.text.config).multiple
 
     def add_adapters(self, spec: LoRASpec, seed: int) -> None:
         """Attaches new adapters to the transformer: A random, B zero, so that the net is unchanged at first."""
@@ -76,6 +76,39 @@ class EditorNets:
     def _place(self, adapters: dict) -> dict:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         return jax.tree.map(lambda x: put(x, everywhere), adapters)
+
+
+@dataclasses.dataclass(frozen=True)
+class EditorConfigs:
+    """What the nets of an editor's folder are, before any of their weights are read."""
+
+    transformer: omnigen2.OmniGen2Config
+    vae: autoencoder_kl.AutoencoderConfig
+    text: qwen2_5_text.Qwen2_5TextConfig
+
+    @property
+    def multiple(self) -> int:
+        """Image sides are multiples of this many pixels: a latent position's times a patch's."""
+        return self.vae.downscale * self.transformer.patch_size
+
+
+def read_configs(path: str | pathlib.Path) -> EditorConfigs:
+    """Reads `config.json` of the three nets of a folder, or of the embedded editor.
+
+    Raises:
+      InputError: one is missing, or they do not belong together.
+    """
+    folder = resolve(path, "editor")
+    files = {part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "mllm")}
+    flow = omnigen2.OmniGen2Config.from_dict(files["transformer"])
+    image = autoencoder_kl.AutoencoderConfig.from_dict(files["vae"])
+    text = qwen2_5_text.Qwen2_5TextConfig.from_dict(files["mllm"])
+    if flow.text_feat_dim != text.text.dim or flow.in_channels != image.latent_channels:
+        raise InputError(
+            f"{folder}: transformer wants text of width {flow.text_feat_dim} and {flow.in_channels} latent channels, "
+            f"mllm and vae give {text.text.dim} and {image.latent_channels}: they belong to different editors"
+        )
+    return EditorConfigs(flow, image, text)
 
 
 def load_nets(
@@ -103,19 +136,11 @@ def load_nets(
     folder = resolve(path, "editor")
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    configs = {part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "mllm")}
-    flow = omnigen2.OmniGen2Config.from_dict(configs["transformer"])
-    image = autoencoder_kl.AutoencoderConfig.from_dict(configs["vae"])
-    text = qwen2_5_text.Qwen2_5TextConfig.from_dict(configs["mllm"])
-    if flow.text_feat_dim != text.text.dim or flow.in_channels != image.latent_channels:
-        raise InputError(
-            f"{folder}: transformer wants text of width {flow.text_feat_dim} and {flow.in_channels} latent channels, "
-            f"mllm and vae give {text.text.dim} and {image.latent_channels}: they belong to different editors"
-        )
+    configs = read_configs(path)
     seeds, place = dict(scratch), Placement(mesh, dtype)
-    at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in configs}
+    at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in ("transformer", "vae", "mllm")}
     graph, params = load_net(
-        lambda rngs: omnigen2.OmniGen2Transformer(flow, rngs=rngs),
+        lambda rngs: omnigen2.OmniGen2Transformer(configs.transformer, rngs=rngs),
         folder / "transformer",
         omnigen2.STEM,
         lambda names: omnigen2.ENTRIES,
@@ -123,9 +148,9 @@ def load_nets(
         at["transformer"],
     )
     nets = EditorNets(
-        transformer=Net(lora.Graphs(graph, graph), params, flow),
-        vae=_load_vae(folder, image, dataclasses.replace(at["vae"], dtype=jnp.float32)),
-        text=_load_text(folder, text, at["mllm"]),
+        transformer=Net(lora.Graphs(graph, graph), params, configs.transformer),
+        vae=_load_vae(folder, configs.vae, dataclasses.replace(at["vae"], dtype=jnp.float32)),
+        text=_load_text(folder, configs.text, at["mllm"]),
         tokenizer=load_tokenizer(folder / "processor"),
         mesh=mesh,
         dtype=dtype,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from spatialreward_jax.data.edit_pairs import PairSize, read_pairs
 from spatialreward_jax.data.mixing import Mixture, Rows
-from spatialreward_jax.editor.nets import EditorNets, load_nets
+from spatialreward_jax.editor.nets import EditorNets, load_nets, read_configs
 from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SamplerPreset
@@ -105,8 +105,12 @@ class Settings:
             raise InputError("drop_text and drop_references are shares of 0..1, and `dropped` names at least one turn")
         for name in (*self.dropped, self.sampler.negative):
             negative_turn(name)
-        if self.batch < 1 or self.eval_batches < 0 or self.eval_pictures < 0:
-            raise InputError("batch must be at least 1, eval.batches and eval.pictures at least 0")
+        if min(self.batch, self.threads, self.sampler.steps) < 1 or min(self.eval_batches, self.eval_pictures) < 0:
+            raise InputError(
+                "batch, data.threads and eval.sampler_steps must be at least 1, eval.batches and .pictures at least 0"
+            )
+        if not self.input_pixels or min(*self.input_pixels, self.output_pixels, self.max_side) < 1:
+            raise InputError("data: input_pixels names at least one limit; limits of pixels are at least 1")
 
     def load_nets(self, mesh: jax.sharding.Mesh) -> EditorNets:
         """The editor, parts in `scratch` drawn from the seed. Raises InputError."""
@@ -115,9 +119,9 @@ class Settings:
         adapter, alpha = self.adapter or None, self.adapter_alpha or None
         return load_nets(self.editor, adapter=adapter, alpha=alpha, dtype=dtype, mesh=mesh, scratch=seeds)
 
-    def pairs(self, nets: EditorNets, *, exact: bool = False) -> tuple[Rows, Rows | None]:
-        """(training rows, held-out rows or None). Raises InputError."""
-        size = PairSize(self.input_pixels, self.output_pixels, self.max_side, nets.multiple)
+    def pairs(self, *, exact: bool = False) -> tuple[Rows, Rows | None]:
+        """(training rows, held-out rows or None); `exact`: a batch holds images of one size. Raises InputError."""
+        size = PairSize(self.input_pixels, self.output_pixels, self.max_side, read_configs(self.editor).multiple)
         read = lambda path, split, rows: read_pairs(path, split, rows, size, check=self.check, exact=exact)
         heldout = "editworld" if self.data == "editworld" and not self.heldout else self.heldout
         wanted = max(self.eval_batches * self.batch, self.eval_pictures)

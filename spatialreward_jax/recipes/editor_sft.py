@@ -262,5 +262,5 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
       InputError: a config value, the data or the editor is not as it should be.
     """
     settings = Settings.from_config(config)
-    nets = settings.load_nets(mesh)
-    return EditorSFT(settings, nets, *settings.pairs(nets), workdir)
+    rows = settings.pairs()
+    return EditorSFT(settings, settings.load_nets(mesh), *rows, workdir)

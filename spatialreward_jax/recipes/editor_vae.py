@@ -18,6 +18,7 @@ from spatialreward_jax.data.edit_pairs import EditPair
 from spatialreward_jax.data.mixing import Rows, mixed_batches
 from spatialreward_jax.editor.export import write_editor
 from spatialreward_jax.editor.nets import EditorNets
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.mesh import place_batch
 from spatialreward_jax.models.autoencoder_kl import sample_posterior
 from spatialreward_jax.recipes.editor_settings import Settings
@@ -169,5 +170,7 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
       InputError: a config value, the data or the editor is not as it should be.
     """
     settings = Settings.from_config(config)
-    nets = settings.load_nets(mesh)
-    return EditorVAE(settings, nets, *settings.pairs(nets, exact=True), workdir)
+    if settings.lora:
+        raise InputError("the autoencoder trains all its parameters: set lora.rank=0")
+    rows = settings.pairs(exact=True)
+    return EditorVAE(settings, settings.load_nets(mesh), *rows, workdir)

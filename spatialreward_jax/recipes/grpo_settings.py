@@ -17,7 +17,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SDEWindow, StepPlan, full_plan, guided_steps, window_plan
 from spatialreward_jax.io.peft import LoRASpec
 from spatialreward_jax.recipes.checks import check_adapter, check_dtype
-from spatialreward_jax.recipes.optimizing import check_schedule, learning_rate
+from spatialreward_jax.recipes.optimizing import check_optimizer, learning_rate
 from spatialreward_jax.reward.backends import Divided, GuardsBackend, JudgeBackend, WeightedReward
 from spatialreward_jax.reward.batching import Limits
 from spatialreward_jax.reward.judge import RewardModel
@@ -79,7 +79,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: ConfigDict, workdir: pathlib.Path) -> "Settings":
-        """Reads and checks a config; EditWorld's pictures are written to `workdir/data`.
+        """Reads and checks a config; only then EditWorld's pictures are written to `workdir/data`.
 
         Raises:
           InputError: a value that cannot be.
@@ -88,8 +88,8 @@ class Settings:
         names = [f.name for f in dataclasses.fields(cls)]
         settings = cls(
             **{name: config[name] for name in names[: names.index("data")]},
-            data=_data_path(data.path, workdir, config.seed),
-            heldout=_heldout_path(config, workdir),
+            data=data.path,
+            heldout="",
             check=data.check,
             tasks=tuple(data.tasks),
             threads=data.threads,
@@ -105,6 +105,14 @@ class Settings:
             eval_edits=config.eval.edits,
         )
         settings._check()
+        _check_data(config)
+        if data.path == "editworld":
+            settings = dataclasses.replace(
+                settings, data=_written(workdir / "data", "train", EDITWORLD_REQUESTS, config)
+            )
+        if config.eval.heldout:
+            heldout = _written(workdir / "heldout", "validation", config.eval.heldout, config)
+            settings = dataclasses.replace(settings, heldout=heldout)
         return settings
 
     def _check(self) -> None:
@@ -115,10 +123,15 @@ class Settings:
         check_adapter(self.adapter, self.lora)
         if self.group < 2:
             raise InputError(f"group={self.group}: advantages compare the edits of a group, use at least 2")
+        self._check_counts()
         if self.updates_per_phase < 1 or self.prompts % self.updates_per_phase:
             raise InputError(f"prompts={self.prompts} is no multiple of updates_per_phase={self.updates_per_phase}")
         if self.sample_prompts and self.prompts % self.sample_prompts:
             raise InputError(f"prompts={self.prompts} is no multiple of sample_prompts={self.sample_prompts}")
+        if len(self.micro) != 2:
+            raise InputError(
+                f"micro={tuple(self.micro)}: give two numbers, parts of an update's prompts and of the group"
+            )
         counts = (self.prompts // self.updates_per_phase, self.group)
         for count, parts, name in zip(counts, self.micro, ("prompts", "group")):
             if parts < 1 or count % parts:
@@ -127,7 +140,11 @@ class Settings:
             raise InputError(f"advantage_std={self.advantage_std!r} is unknown; choose one of {', '.join(STDS)}")
         if self.kl_form not in KL_FORMS:
             raise InputError(f"kl_form={self.kl_form!r} is unknown; choose one of {', '.join(KL_FORMS)}")
-        check_schedule(self.schedule)
+        check_optimizer(self.lr, self.schedule, self.betas, self.weight_decay, self.max_grad_norm)
+        if not self.advantage_clip > 0 or not self.kl_weight >= 0:
+            raise InputError(
+                f"advantage_clip={self.advantage_clip} must be above 0, kl_weight={self.kl_weight} at least 0"
+            )
         if self.recipe not in RECIPES:
             raise InputError(f"recipe {self.recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
         if self.sigma <= 0:
@@ -138,6 +155,16 @@ class Settings:
             raise InputError(f"clip={self.clip}: give (below, above), each at least 0 and the first below 1")
         negative_turn(self.negative)
         self.plan(np.random.default_rng(0))
+
+    def _check_counts(self) -> None:
+        """Raises InputError for a number that is too small to count anything."""
+        least = {"prompts": 1, "sample_prompts": 0, "threads": 1, "sampler_steps": 1, "base": 1}
+        least |= {"eval_prompts": 0, "eval_edits": 1}
+        for name, fewest in least.items():
+            if getattr(self, name) < fewest:
+                field = {"threads": "data.threads", "base": "sampler.base"}.get(name, name)
+                field = field.replace("eval_", "eval.").replace("sampler_", "sampler.")
+                raise InputError(f"{field}={getattr(self, name)}: use at least {fewest}")
 
     def plan(self, rng: np.random.Generator) -> StepPlan:
         """Which steps of a phase are stochastic, and which are trained."""
@@ -158,28 +185,22 @@ class Settings:
         return Objective(self.clip, self.kl_weight, self.kl_form, guidance, tuple(self.micro))
 
 
-def _data_path(data: str, workdir: pathlib.Path, seed: int) -> str:
-    if not data:
+def _check_data(config: ConfigDict) -> None:
+    """Raises InputError for data that the config cannot mean."""
+    data, heldout = config.data, config.eval.heldout
+    if not data.path:
         raise InputError("no data: give --config.data.path=FILE.jsonl, a folder of images, or 'editworld'")
-    if data != "editworld":
-        return data
-    return _written(workdir / "data", "train", EDITWORLD_REQUESTS, seed)
+    if heldout and (data.path != "editworld" or heldout < 2):
+        raise InputError(
+            f"eval.heldout={heldout}: at least 2 edits, whose truth --config.data.path=editworld alone has"
+        )
 
 
-def _written(folder: pathlib.Path, split: str, count: int, seed: int) -> str:
-    write = lambda: str(write_requests(folder, split, count, seed))
+def _written(folder: pathlib.Path, split: str, count: int, config: ConfigDict) -> str:
+    """The path of EditWorld's requests of a split, which the first process writes where they are not there yet."""
+    write = lambda: str(write_requests(folder, split, count, config.seed))
     processes.together(lambda: write() if processes.is_first() else None)
     return write()  # there already
-
-
-def _heldout_path(config: ConfigDict, workdir: pathlib.Path) -> str:
-    """Requests of EditWorld's validation split, whose truth tells what the run was worth; "" for none."""
-    count = config.eval.heldout
-    if not count:
-        return ""
-    if config.data.path != "editworld" or count < 2:
-        raise InputError(f"eval.heldout={count}: at least 2 edits, whose truth --config.data.path=editworld alone has")
-    return _written(workdir / "heldout", "validation", count, config.seed)
 
 
 def decoding_of(judge: ConfigDict) -> Decoding:

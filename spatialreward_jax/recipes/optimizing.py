@@ -1,6 +1,7 @@
 """What recipes share: learning rate, the state that training starts from, and updates from several micro-batches."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,10 +25,18 @@ Loss = Callable[[Any, Any, Any, jax.Array | None], tuple[Mean, dict[str, Mean]]]
 micro-batches of an update."""
 
 
-def check_schedule(schedule: str) -> None:
-    """Raises InputError for a name that `learning_rate` does not know."""
+def check_optimizer(
+    lr: float, schedule: str, betas: Sequence[float], weight_decay: float, max_grad_norm: float
+) -> None:
+    """Raises InputError for what no optimiser can be made of; the names are those of a config."""
     if schedule not in SCHEDULES:
         raise InputError(f"schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    if not (lr > 0 and math.isfinite(lr)) or not max_grad_norm > 0:
+        raise InputError(f"lr={lr}, max_grad_norm={max_grad_norm}: both must be above 0")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"betas={tuple(betas)}: give two, each at least 0 and below 1")
+    if not weight_decay >= 0:
+        raise InputError(f"weight_decay={weight_decay}: use at least 0")
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup: int = 0) -> optax.Schedule:
@@ -73,7 +82,7 @@ class Optimizing:
         """Reads the fields; `muon_lr` may be absent. Raises InputError for senseless ones."""
         names = [field.name for field in dataclasses.fields(cls)]
         self = cls(**{name: config[name] for name in names if name in config or name != "muon_lr"})
-        check_schedule(self.schedule)
+        check_optimizer(self.lr, self.schedule, self.betas, self.weight_decay, self.max_grad_norm)
         if self.muon_lr < 0:
             raise InputError(f"muon_lr={self.muon_lr}: use 0 for AdamW alone, or the rate of Muon")
         if self.warmup < 0 or self.accumulate < 1:

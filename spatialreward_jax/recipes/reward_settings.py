@@ -82,8 +82,10 @@ class Settings:
             raise InputError("no judge: give --config.judge=FOLDER in the Qwen3-VL layout, or 'embedded'")
         if not self.data:
             raise InputError("no data: give --config.data.path=FILE.jsonl of chats, or 'editworld'")
-        if min(self.batch, self.edits, self.candidates, self.max_tokens, self.max_new_tokens) < 1:
-            raise InputError("batch, edits, candidates, max_tokens and max_new_tokens must be at least 1")
+        if min(self.batch, self.edits, self.candidates, self.max_tokens, self.max_new_tokens, self.threads) < 1:
+            raise InputError("batch, edits, candidates, max_tokens, max_new_tokens and threads must be at least 1")
+        if self.cited and not self.boxes:
+            raise InputError("data.editworld.cited=True cites boxes: set cited=False too, or boxes=True")
         if not self.sides or not set(self.sides) <= set(SIDES):
             raise InputError(f"data.editworld.sides={self.sides}: name sides among {', '.join(map(str, SIDES))}")
         weights = self.failures.values()

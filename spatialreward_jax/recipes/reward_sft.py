@@ -1,8 +1,8 @@
 """Supervised training of the judge: cross-entropy on the tokens of its answers, LoRA or all parameters.
 
-A batch holds rows of one length bucket. EditWorld has four lessons: every shape of a picture, every change between two,
-and the judge's own two questions (consistency and quality); a judge from scratch begins with the first two. An editor's
-own edits, kept by RL runs, give the last two as well.
+A batch holds chats of one length bucket, or pictures of one size. EditWorld has four lessons: every shape of a picture,
+every change between two, and the judge's own two questions (consistency and quality); a judge from scratch begins with
+the first two. An editor's own edits, kept by RL runs, give the last two as well.
 """
 
 import dataclasses
@@ -16,12 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import ChatFile, ChatRow, Turn
-from spatialreward_jax.data.lessons import LESSONS, OWN_LESSONS, Candidates, Wording, editworld_lessons, own_lessons
-from spatialreward_jax.data.mixing import Mixture, Rows, mixed_batches
-from spatialreward_jax.data.own_edits import OwnEdits
-from spatialreward_jax.errors import InputError
-from spatialreward_jax.generate import bucket
+from spatialreward_jax.data.chat_rows import ChatRow
+from spatialreward_jax.data.lessons import LESSONS, OWN_LESSONS
+from spatialreward_jax.data.mixing import Mixture, mixed_batches
 from spatialreward_jax.io.peft import write_peft
 from spatialreward_jax.io.pretrained import copy_companions, resolve
 from spatialreward_jax.io.weights import matrices, save_params
@@ -30,13 +27,14 @@ from spatialreward_jax.models import lora
 from spatialreward_jax.models.qwen3_vl import entries, initial_positions
 from spatialreward_jax.recipes.judge_evaluation import HeldoutAnswers, Verdicts
 from spatialreward_jax.recipes.optimizing import Updates, start_state
+from spatialreward_jax.recipes.reward_rows import RewardRows, read_rows
 from spatialreward_jax.recipes.reward_settings import Settings
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reward.judge import SETTINGS_FILE
 from spatialreward_jax.reward.loading import JudgeNet, load_judge
-from spatialreward_jax.reward.processor import Processor, patch_bucket
-from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_chats, tokenize_chat
+from spatialreward_jax.reward.processor import Processor
+from spatialreward_jax.reward.supervision import AnswerBatch, answer_loss, pack_chats
 from spatialreward_jax.reward.templates import Templates
 from spatialreward_jax.rl import Mean, TrainState
 
@@ -85,54 +83,23 @@ class RewardSFT:
         net: JudgeNet,
         processor: Processor,
         templates: Templates,
+        rows: RewardRows,
         workdir: pathlib.Path,
     ):
-        """Reads the data. Raises InputError for rows that do not fit."""
         self.settings, self.net, self.processor, self.workdir = settings, net, processor, workdir
         self.templates = templates
         s = settings
-        self.mixture = Mixture(
-            self.lessons(s.data, "train", s.edits),
-            s.shares,
-            s.batch,
-            s.steps * s.optimizing.accumulate,
-            s.seed,
-        )
+        self.mixture = Mixture(rows.training, s.shares, s.batch, s.steps * s.optimizing.accumulate, s.seed)
         kernels = matrices(entries(net.config), net.base, "base.")
         self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed, kernels=kernels)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}
         self.frozen = {} if net.adapters is None else {"base": net.base}
         self.charts = CHARTS
         self.evaluators: Mapping[str, Evaluator] = {}
-        heldout = "editworld" if s.data == "editworld" and not s.heldout else s.heldout
-        if heldout and s.eval_batches:
-            rows = self.lessons(heldout, "validation", 2 * s.eval_batches * s.batch)
-            self.evaluators |= {"heldout": HeldoutAnswers(self, rows)}
+        if rows.heldout:
+            self.evaluators |= {"heldout": HeldoutAnswers(self, rows.heldout)}
         if s.data == "editworld" and (s.eval_edits or s.eval_grounding):
             self.evaluators |= {"judge": Verdicts(self)}
-
-    def lessons(self, path: str, split: str, edits: int) -> dict[str, Rows]:
-        """Sources of rows by name. Raises InputError."""
-        s = self.settings
-        if path != "editworld":
-            return {"rows": ChatFile(path, self.measure)}
-        wording = Wording(
-            lambda instruction: self.templates.sc_text(instruction, 1), self.templates.pq_text(), s.boxes, s.cited
-        )
-        failures = s.failures if split == "train" else None  # so that held-out losses can be compared
-        world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
-        own = own_lessons(OwnEdits(s.own_edits), wording) if s.own_edits and split == "train" else {}
-        return editworld_lessons(world, wording) | own
-
-    def measure(self, turns: tuple[Turn, ...], sizes: list[tuple[int, int]]) -> tuple[int, ...]:
-        """A row's bucket: padded tokens, padded patches of its largest image, number of images. Raises InputError."""
-        if not sizes:
-            raise InputError("the row shows no image")
-        grids = [self.processor.grid(*size) for size in sizes]
-        tokens = len(tokenize_chat(self.processor, turns, grids).tokens)
-        if tokens > self.settings.max_tokens:
-            raise InputError(f"the chat makes {tokens} tokens, more than data.max_tokens={self.settings.max_tokens}")
-        return bucket(tokens), patch_bucket(max(rows * columns for rows, columns in grids)), len(sizes)
 
     # ---- the contract with the loop
 
@@ -232,5 +199,6 @@ def make_task(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: pathlib.Path
       InputError: a config value, the data or the judge is not as it should be.
     """
     settings = Settings.from_config(config)
-    processor = Processor(resolve(settings.judge, "judge"), settings.pixels)
-    return RewardSFT(settings, load_net(settings, mesh), processor, settings.load_templates(), workdir)
+    processor, templates = Processor(resolve(settings.judge, "judge"), settings.pixels), settings.load_templates()
+    rows = read_rows(settings, processor, templates)
+    return RewardSFT(settings, load_net(settings, mesh), processor, templates, rows, workdir)

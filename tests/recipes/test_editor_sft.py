@@ -198,6 +198,9 @@ def test_autoencoder_loss_by_hand(goldens):
         ({"lora": {"rank": 2, "alpha": 2.0}}, "adapters are for the transformer alone"),
         ({"data": {"dropped": ("none",)}}, "choose one of"),
         ({"data": {"drop_text": 2.0}}, r"shares of 0\.\.1"),
+        ({"data": {"threads": 0}}, r"data\.threads"),
+        ({"data": {"input_pixels": ()}}, "at least one limit"),
+        ({"lr": -1.0}, "both must be above 0"),
     ],
 )
 def test_settings_that_cannot_be_get_one_clear_line(goldens, changes, message):

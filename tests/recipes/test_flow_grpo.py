@@ -270,11 +270,30 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
         ({"sampler": {"sigma": 0.0}}, "stochastic"),
         ({"sampler": {"negative": "none"}}, "choose one of"),
         ({"window_span": (0.0, 1.0)}, "crosses the end of guidance"),
+        ({"lr": -1.0}, "both must be above 0"),
+        ({"max_grad_norm": 0.0}, "both must be above 0"),
+        ({"betas": (1.5, 0.9)}, "at least 0 and below 1"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"advantage_clip": -1.0}, "advantage_clip=-1.0 must be above 0"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0 at least 0"),
+        ({"prompts": 0}, "prompts=0: use at least 1"),
+        ({"sample_prompts": -8}, "sample_prompts=-8: use at least 0"),
+        ({"micro": (1, 1, 3)}, "give two numbers"),
+        ({"eval": {"edits": 0}}, r"eval\.edits=0"),
+        ({"sampler": {"steps": 0}}, r"sampler\.steps=0"),
     ],
 )
 def test_settings_that_cannot_be_get_one_clear_line(goldens, data, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         Settings.from_config(tiny_config(goldens, data, **changes), tmp_path)
+
+
+def test_no_pictures_are_written_for_settings_that_cannot_be(tmp_path):
+    config = grpo_config("embedded")
+    config.recipe = "best"
+    with pytest.raises(InputError, match="choose one of parity, window"):
+        Settings.from_config(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_must_be_named(goldens, tmp_path):

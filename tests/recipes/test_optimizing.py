@@ -34,7 +34,13 @@ def test_rates_rise_and_fall():
     assert optimizing(warmup=0).learning_rate(10)(0) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("changes", [{"schedule": "linear"}, {"warmup": -1}, {"accumulate": 0}, {"muon_lr": -1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"schedule": "linear"}, {"warmup": -1}, {"accumulate": 0}, {"muon_lr": -1.0}, {"lr": float("nan")}),
+        *({"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"weight_decay": -1.0}, {"max_grad_norm": 0.0}),
+    ],
+)
 def test_senseless_settings(changes):
     with pytest.raises(InputError):
         optimizing(**changes)

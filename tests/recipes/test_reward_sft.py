@@ -161,6 +161,8 @@ def test_grounding_answers_are_read():
         ({"export_dtype": "bf16"}, "is no type of numbers"),
         ({"scratch": True, "lora": {"rank": 2}}, "scratch trains all parameters"),
         ({"templates": "none"}, "neither shipped"),
+        ({"data": {"editworld": {"boxes": False, "cited": True}}}, "cites boxes"),
+        ({"lr": 0.0}, "both must be above 0"),
         ({"data": {"editworld": {"failures": {"perfect": -1.0}}}}, "weights of at least 0, not all 0, to perfect"),
         ({"data": {"editworld": {"own_edits": ("runs/first",)}}}, "own_consistency and own_quality .* go together"),
         ({"data": {"editworld": {"mixture": {"own_quality": 0.1}}}}, "own_consistency and own_quality .* go together"),

@@ -1,0 +1,63 @@
+"""What a judge is taught with: EditWorld's lessons or rows of chats, read before the judge is loaded."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from spatialreward_jax.data.chat_rows import ChatFile, Turn
+from spatialreward_jax.data.lessons import Candidates, Wording, editworld_lessons, own_lessons
+from spatialreward_jax.data.mixing import Rows
+from spatialreward_jax.data.own_edits import OwnEdits
+from spatialreward_jax.errors import InputError
+from spatialreward_jax.generate import bucket
+from spatialreward_jax.recipes.reward_settings import Settings
+from spatialreward_jax.reward.processor import Processor, patch_bucket
+from spatialreward_jax.reward.supervision import tokenize_chat
+from spatialreward_jax.reward.templates import Templates
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardRows:
+    """Sources of rows by name. training: what is taught. heldout: what is measured alone, {} for nothing."""
+
+    training: Mapping[str, Rows]
+    heldout: Mapping[str, Rows]
+
+
+def read_rows(settings: Settings, processor: Processor, templates: Templates) -> RewardRows:
+    """The rows that the settings name. Raises InputError for rows that do not fit."""
+    s = settings
+    training = _sources(s, processor, templates, s.data, "train", s.edits)
+    heldout = "editworld" if s.data == "editworld" and not s.heldout else s.heldout
+    wanted = 2 * s.eval_batches * s.batch
+    return RewardRows(
+        training, _sources(s, processor, templates, heldout, "validation", wanted) if heldout and wanted else {}
+    )
+
+
+def _sources(
+    settings: Settings, processor: Processor, templates: Templates, path: str, split: str, edits: int
+) -> dict[str, Rows]:
+    s = settings
+    if path != "editworld":
+        return {"rows": ChatFile(path, lambda turns, sizes: chat_bucket(processor, turns, sizes, s.max_tokens))}
+    wording = Wording(lambda instruction: templates.sc_text(instruction, 1), templates.pq_text(), s.boxes, s.cited)
+    failures = s.failures if split == "train" else None  # so that held-out losses can be compared
+    world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
+    own = own_lessons(OwnEdits(s.own_edits), wording) if s.own_edits and split == "train" else {}
+    return editworld_lessons(world, wording) | own
+
+
+def chat_bucket(
+    processor: Processor, turns: tuple[Turn, ...], sizes: list[tuple[int, int]], max_tokens: int
+) -> tuple[int, ...]:
+    """A chat's bucket: padded tokens, padded patches of its largest image, number of images.
+
+    sizes: (height, width) of its images. Raises InputError for a chat without image or of more than `max_tokens`.
+    """
+    if not sizes:
+        raise InputError("the row shows no image")
+    grids = [processor.grid(*size) for size in sizes]
+    tokens = len(tokenize_chat(processor, turns, grids).tokens)
+    if tokens > max_tokens:
+        raise InputError(f"the chat makes {tokens} tokens, more than data.max_tokens={max_tokens}")
+    return bucket(tokens), patch_bucket(max(rows * columns for rows, columns in grids)), len(sizes)
