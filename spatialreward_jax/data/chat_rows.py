@@ -21,25 +21,10 @@ import numpy as np
 
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.images import image_size, read_image
+from spatialreward_jax.reward.chats import ChatRow, Turn
 
 IMAGE = "<image>"
 ROLES = ("system", "user", "assistant")
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """role: system, user or assistant. parts: texts, and None where an image stands."""
-
-    role: str
-    parts: tuple[str | None, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatRow:
-    """turns: of one chat, the last one an answer. images: uint8 [H, W, 3] each, in the order in which they stand."""
-
-    turns: tuple[Turn, ...]
-    images: tuple[np.ndarray, ...]
 
 
 def question_row(images: Sequence[np.ndarray], question: str, answer: str) -> ChatRow:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from spatialreward_jax.data.chat_rows import ChatRow, question_row
+from spatialreward_jax.data.chat_rows import question_row
 from spatialreward_jax.data.editworld import (
     CHANGES_QUESTION,
     GROUNDING_QUESTION,
@@ -24,6 +24,7 @@ from spatialreward_jax.data.editworld import (
 from spatialreward_jax.data.editworld.candidates import FAILURES
 from spatialreward_jax.data.editworld.vocabulary import SIDES
 from spatialreward_jax.data.own_edits import OwnEdits
+from spatialreward_jax.reward.chats import ChatRow
 
 
 @dataclasses.dataclass(frozen=True)

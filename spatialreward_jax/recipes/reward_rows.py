@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
-from spatialreward_jax.data.chat_rows import ChatFile, Turn
+from spatialreward_jax.data.chat_rows import ChatFile
 from spatialreward_jax.data.lessons import Candidates, Wording, editworld_lessons, own_lessons
 from spatialreward_jax.data.mixing import Rows
 from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.recipes.reward_settings import Settings
+from spatialreward_jax.reward.chats import Turn
 from spatialreward_jax.reward.processor import Processor, patch_bucket
 from spatialreward_jax.reward.supervision import tokenize_chat
 from spatialreward_jax.reward.templates import Templates

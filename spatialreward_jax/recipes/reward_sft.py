@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from spatialreward_jax.data.chat_rows import ChatRow
 from spatialreward_jax.data.lessons import LESSONS, OWN_LESSONS
 from spatialreward_jax.data.mixing import Mixture, mixed_batches
 from spatialreward_jax.io.peft import write_peft
@@ -31,6 +30,7 @@ from spatialreward_jax.recipes.reward_rows import RewardRows, read_rows
 from spatialreward_jax.recipes.reward_settings import Settings
 from spatialreward_jax.recipes.task import Batches, Evaluator, History
 from spatialreward_jax.reporting.report import Chart
+from spatialreward_jax.reward.chats import ChatRow
 from spatialreward_jax.reward.judge import SETTINGS_FILE
 from spatialreward_jax.reward.loading import JudgeNet, load_judge
 from spatialreward_jax.reward.processor import Processor

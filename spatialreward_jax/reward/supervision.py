@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatialreward_jax.data.chat_rows import ChatRow, Turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
 from spatialreward_jax.models.qwen3_vl import Prompt, Qwen3VL, VisionGrid, pack_images, pack_prompts
+from spatialreward_jax.reward.chats import ChatRow, Turn
 from spatialreward_jax.reward.processor import Processor, patch_bucket
 from spatialreward_jax.rl.metrics import Mean
 

@@ -30,11 +30,12 @@ import numpy as np
 from absl import flags
 
 from spatialreward_jax import cli
-from spatialreward_jax.data.chat_rows import ChatRow, question_row
+from spatialreward_jax.data.chat_rows import question_row
 from spatialreward_jax.data.editworld import exact_reward, random_candidate, render, sample_edit
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation.ranking import ranks
 from spatialreward_jax.models.qwen3_vl import empty_cache
+from spatialreward_jax.reward.chats import ChatRow
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.loading import JudgeNet
 from spatialreward_jax.reward.protocol import questions, read_edits

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spatialreward_jax.data.chat_rows import ChatRow, Turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.evaluation.compare import identity_differences
 from spatialreward_jax.evaluation.ranking import ranks
@@ -20,6 +19,7 @@ from spatialreward_jax.mesh import make_mesh, shardings
 from spatialreward_jax.models.layers import quantize_linears
 from spatialreward_jax.models.lora import add_lora, split
 from spatialreward_jax.models.qwen3_vl import SHARDING, Qwen3VL, Qwen3VLConfig, empty_cache, entries
+from spatialreward_jax.reward.chats import ChatRow, Turn
 from spatialreward_jax.reward.judge import RewardModel
 from spatialreward_jax.reward.loading import load_judge
 from spatialreward_jax.reward.processor import Processor

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from spatialreward_jax.data.chat_rows import ChatRow, Turn, question_row
+from spatialreward_jax.data.chat_rows import question_row
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.reward.chats import ChatRow, Turn
 from spatialreward_jax.reward.loading import load_judge
 from spatialreward_jax.reward.processor import Processor
 from spatialreward_jax.reward.supervision import answer_loss, pack_chats, targets_of, tokenize_chat
