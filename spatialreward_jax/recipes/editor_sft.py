@@ -32,7 +32,7 @@ from spatialreward_jax.models import omnigen2
 from spatialreward_jax.models.omnigen2 import Conditioning, pack_images, pack_references
 from spatialreward_jax.recipes.editor_settings import Settings
 from spatialreward_jax.recipes.optimizing import Updates, add_metrics, start_state
-from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.recipes.task import HELDOUT, Batches, Evaluator, History
 from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reporting.tensorboard import image_grid
 from spatialreward_jax.rl import Mean, TrainState
@@ -43,9 +43,6 @@ CHARTS = (
     Chart("PSNR of held-out edits to their targets (dB)", {"edits": "edits/psnr"}),
     Chart("Gradient norm", {"before clipping": "grad_norm"}),
 )
-
-HELDOUT = 2**31 - 1
-"""Stands for the batch's number in the draws of held-out batches: no batch of training ever has it."""
 
 
 class HostBatch(NamedTuple):

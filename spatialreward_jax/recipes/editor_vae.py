@@ -23,7 +23,7 @@ from spatialreward_jax.mesh import place_batch
 from spatialreward_jax.models.autoencoder_kl import sample_posterior
 from spatialreward_jax.recipes.editor_settings import Settings
 from spatialreward_jax.recipes.optimizing import Updates, add_metrics, start_state
-from spatialreward_jax.recipes.task import Batches, Evaluator, History
+from spatialreward_jax.recipes.task import HELDOUT, Batches, Evaluator, History
 from spatialreward_jax.reporting.report import Chart
 from spatialreward_jax.reporting.tensorboard import image_grid
 from spatialreward_jax.rl import Mean, TrainState
@@ -34,7 +34,6 @@ CHARTS = (
     Chart("KL of a latent element", {"training": "kl"}),
 )
 
-HELDOUT = 2**31 - 1
 MEASURED = 8
 """Batches over which the latents' mean and standard deviation are taken."""
 

@@ -13,8 +13,7 @@ from spatialreward_jax.data.pipeline import load_batch
 from spatialreward_jax.data.requests import read_requests
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import ode_plan
-from spatialreward_jax.recipes.previews import PHASE
-from spatialreward_jax.recipes.task import History
+from spatialreward_jax.recipes.task import HELDOUT, History
 from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
 from spatialreward_jax.reward.guards import Guards, box_mask, match_size, outside_change
 from spatialreward_jax.reward.protocol import read_edits
@@ -117,9 +116,9 @@ class HeldoutEdits:
         task = self.task
         rows = [min(row, len(self.requests) - 1) for row in range(first, first + CHUNK)]
         batch = load_batch([self.requests[row] for row in rows], task.size)
-        encoded = task.encode(batch, PHASE)
+        encoded = task.encode(batch, HELDOUT)
         latents, _ = task.sample(
-            state.params, encoded, task.sample_keys(batch, PHASE, 1), ode_plan(task.settings.sampler_steps)
+            state.params, encoded, task.sample_keys(batch, HELDOUT, 1), ode_plan(task.settings.sampler_steps)
         )
         real = min(CHUNK, len(self.requests) - first)
         return task.edits(batch, task.decode(encoded, latents))[:real]

@@ -7,14 +7,12 @@ import numpy as np
 
 from spatialreward_jax.data.pipeline import load_batch
 from spatialreward_jax.flow import ode_plan
+from spatialreward_jax.recipes.task import HELDOUT
 from spatialreward_jax.reporting.overlay import draw_regions
 from spatialreward_jax.reporting.tensorboard import image_grid
 
 if TYPE_CHECKING:
     from spatialreward_jax.recipes.flow_grpo import FlowGRPO
-
-PHASE = 2**31 - 1
-"""Stands for the phase in the keys: no phase of training ever draws this noise."""
 
 
 class Previews:
@@ -43,8 +41,8 @@ class Previews:
     def __call__(self, state: Any, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
         """Yields (name, picture or number)."""
         task, edits = self.task, self.task.settings.eval_edits
-        keys, plan = task.sample_keys(self.batch, PHASE, edits), ode_plan(task.settings.sampler_steps)
-        encoded = task.encode(self.batch, PHASE)
+        keys, plan = task.sample_keys(self.batch, HELDOUT, edits), ode_plan(task.settings.sampler_steps)
+        encoded = task.encode(self.batch, HELDOUT)
         edit = lambda params: task.decode(encoded, task.sample(params, encoded, keys, plan)[0])
         if self._before is None:
             self._before = edit(task.start)[::edits]

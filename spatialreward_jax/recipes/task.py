@@ -11,6 +11,9 @@ from spatialreward_jax.reporting.report import Caption, Chart
 Evaluator = Callable[[Any, int], Iterable[tuple[str, float | np.ndarray]]]
 """evaluator(state, step) yields (name, number) or (name, picture uint8 [H, W, 3]); it must not change the state."""
 
+HELDOUT = 2**31 - 1
+"""Stands for the number of a phase or batch in the draws of evaluations: training never has it."""
+
 
 class Batches(Protocol):
     """Endless iterator whose position can be stored; grain's iterators are such."""
