@@ -3,6 +3,7 @@
     python -m spatialreward_jax.plan --config=configs/grpo.py:omnigen2 --topology=v6e:4x4
     python -m spatialreward_jax.plan --config=configs/grpo.py:omnigen2 --topology=v5e:4x8 --mesh=4,8,1 --json=plan.json
     python -m spatialreward_jax.plan --config=configs/grpo.py:omnigen2 --flops_only
+    python -m spatialreward_jax.plan --config=configs/grpo.py:omnigen2 --weights_only
 
 Where the config names no editor or judge, the published sizes are planned. Exit status 1: something does not fit.
 Compiling needs libtpu (the `tpu` extra), no TPU; results are kept, and used again while config and code stay the same.
@@ -33,6 +34,7 @@ from spatialreward_jax.planning.inputs import Request
 from spatialreward_jax.planning.nets import editor_nets, folder_of, judge_net
 from spatialreward_jax.planning.programs import MAKERS, Run, programs
 from spatialreward_jax.planning.topology import Topology
+from spatialreward_jax.planning.weights import weights_of
 from spatialreward_jax.recipes.grpo_settings import Settings
 from spatialreward_jax.reporting.progress import write_json
 from spatialreward_jax.reward.batching import Limits
@@ -81,6 +83,15 @@ def flops_only(config: ConfigDict) -> list[dict[str, Any]]:
     return [
         recipe_cost.recipe_cost(nets, recipe_cost.of_recipe(settings, recipe)).to_json() for recipe in recipe_cost.AIMS
     ]
+
+
+def weights_only(config: ConfigDict) -> list[dict[str, Any]]:
+    """Parameters and gigabytes of the nets, see `planning.weights`."""
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    editor, judge = folder_of(config.editor, "editor"), folder_of(config.judge.model, "judge")
+    nets = editor_nets(editor, mesh, dtype=config.dtype, spec=settings_of(config).lora)
+    judges = (judge_net(judge, mesh, dtype=config.judge.dtype, quantize=format) for format in (None, "int8"))
+    return weights_of(nets, *judges)
 
 
 def run_of(config: ConfigDict, mesh: Mesh, *, request: Request | None = None, layers: int | None = None) -> Run:
@@ -195,9 +206,12 @@ def main(argv: Sequence[str]) -> int:
     if _FLOPS_ONLY.value:
         plan = stamp() | {"assumptions": recipe_cost.ASSUMPTIONS, "recipes": flops_only(config)}
         status, text = 0, report.recipes(plan["recipes"])
+    elif _WEIGHTS_ONLY.value:
+        plan = stamp() | {"weights": weights_only(config)}
+        status, text = 0, report.weights(plan["weights"])
     else:
         if not _TOPOLOGY.value:
-            raise InputError("give --topology, such as v6e:4x4, or --flops_only")
+            raise InputError("give --topology, such as v6e:4x4, --flops_only or --weights_only")
         names = tuple(_PROGRAMS.value) or tuple(MAKERS)
         if unknown := sorted(set(names) - set(MAKERS)):
             raise InputError(f"no program {', '.join(unknown)}; choose among {', '.join(MAKERS)}")
@@ -220,5 +234,6 @@ if __name__ == "__main__":
     _PROGRAMS = flags.DEFINE_list("programs", [], f"Of {', '.join(MAKERS)}; by default all.")
     _JSON = flags.DEFINE_string("json", "", "File to write the whole report to.")
     _FLOPS_ONLY = flags.DEFINE_bool("flops_only", False, "Only count TFLOP per image of both recipes; needs no libtpu.")
+    _WEIGHTS_ONLY = flags.DEFINE_bool("weights_only", False, "Only list what the nets take; needs no libtpu.")
     flags.mark_flag_as_required("config")
     cli.run(main)

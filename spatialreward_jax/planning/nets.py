@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spatialreward_jax.editor.nets import EditorNets, Net
+from spatialreward_jax.editor.nets import EditorNets, Net, read_configs
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.int8 import check_format
 from spatialreward_jax.io.peft import LoRASpec
@@ -57,9 +57,8 @@ def editor_nets(
       InputError: a config is missing or of another architecture, or a size does not divide over the mesh.
     """
     dtype = jnp.dtype(dtype or jnp.bfloat16)
-    flow = omnigen2.OmniGen2Config.from_dict(read_json(folder / "transformer" / "config.json"))
-    image = autoencoder_kl.AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"))
-    text = qwen2_5_text.Qwen2_5TextConfig.from_dict(read_json(folder / "mllm" / "config.json"))
+    configs = read_configs(folder)
+    flow, image, text = configs.transformer, configs.vae, configs.text
     if layers:
         flow = dataclasses.replace(flow, num_layers=layers)
         text = dataclasses.replace(text, text=dataclasses.replace(text.text, layers=layers))

@@ -64,6 +64,15 @@ def does_not_fit(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def weights(rows: Sequence[dict[str, Any]]) -> str:
+    """Parameters and gigabytes of every net, see `planning.weights`."""
+    lines = [f"{'':36}{'parameters':>14}{'GB':>10}"]
+    for row in rows:
+        count = f"{row['parameters']:.3f} B" if "parameters" in row else ""
+        lines.append(f"{row['name']:36}{count:>14}{row['gigabytes']:#10.3g}")
+    return "\n".join(lines)
+
+
 def recipes(costs: Sequence[dict[str, Any]]) -> str:
     """TFLOP per image of the recipes side by side."""
     lines = ["TFLOP per image   sampling   training        sum        aim"]

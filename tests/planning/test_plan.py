@@ -12,6 +12,7 @@ import pytest
 
 from spatialreward_jax import plan
 from spatialreward_jax.errors import InputError
+from spatialreward_jax.io.pretrained import ASSETS
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.planning import programs, report
 from spatialreward_jax.planning.inputs import Request
@@ -138,6 +139,25 @@ def test_both_recipes_stay_within_their_aims():
     forward = 13 * (15.3 + 14.7 + 7.1) + 7 * 15.3
     assert forward < parity["sampling"]["tflop"] < 1.01 * forward
     assert parity["training"]["tflop"] > 12 / 20 * 3.8 * forward
+
+
+def test_weights_are_those_of_the_files():
+    config = config_of()
+    config.editor = config.judge.model = "embedded"
+    config.dtype = config.judge.dtype = "bfloat16"
+    rows = {row["name"]: row for row in plan.weights_only(config)}
+    files = {
+        "judge": "judge/model.safetensors",
+        "editor's transformer": "editor/transformer/diffusion_pytorch_model.safetensors",
+        "editor's text tower": "editor/mllm/model.safetensors",
+    }
+    for name, file in files.items():
+        size = (ASSETS / "embedded" / file).stat().st_size
+        assert rows[name]["gigabytes"] * 1e9 == pytest.approx(size, rel=0.02), name
+        assert rows[name]["parameters"] == pytest.approx(rows[name]["gigabytes"] / 2)
+    assert rows["judge, int8"]["gigabytes"] < rows["judge"]["gigabytes"]
+    whole = [row["gigabytes"] for row in rows.values() if "parameters" in row and row["name"] != "judge, int8"]
+    assert rows["all of it, the judge not quantized"]["gigabytes"] == pytest.approx(sum(whole))
 
 
 @pytest.mark.tpu_compile

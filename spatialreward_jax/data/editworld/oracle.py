@@ -88,17 +88,18 @@ def _credit(view: View, sample: EditSample, index: int, others: list[Reading], s
         kind, color = now.kind[op.after.kind], now.color[op.after.color]
         old = now.kind[before.kind]
         half = rule.HALF_DONE
-        credit = kind * (color + (1 - color) * 0.6) + max(1 - kind - old, 0.0) * (color + (1 - color) / 2) * half
+        credit = (
+            kind * (color + (1 - color) * rule.RIGHT_KIND) + max(1 - kind - old, 0.0) * (color + (1 - color) / 2) * half
+        )
         return now.present * (credit + (old * half * color if op.after.color != before.color else 0.0))
     field = op.stated[0]
     return now.present * _changed_to(getattr(now, field), getattr(op.after, field), getattr(before, field))
 
 
 def _added_match(op: Op, reading: Reading) -> float:
-    looks = [field for field in op.stated if field != "place"]
-    weights = [2.0 if field in ("kind", "color") else 1.0 for field in looks]
-    right = sum(w * reading.weight(field, getattr(op.after, field)) for w, field in zip(weights, looks))
-    return reading.present * right / sum(weights)
+    weights = rule.look_weights(op)
+    right = sum(weight * reading.weight(field, getattr(op.after, field)) for field, weight in weights.items())
+    return reading.present * right / sum(weights.values())
 
 
 def _added_credit(goal: Reading, op: Op, others: list[Reading]) -> float:

@@ -17,6 +17,7 @@ from spatialreward_jax.data.editworld.scenes import Ground, Scene, Shape
 
 RANGE = 25.0
 HALF_DONE = 0.3  # credit for a change of the right thing to the wrong value
+RIGHT_KIND = 0.6  # credit for a replacement of the right kind in the wrong colour
 ELSEWHERE = 0.4  # factor for an added shape that stands in the wrong place
 MOVED = 0.1  # a shift by more than this fraction of the side counts as a move
 DAMAGE = {  # weight of an unasked change of one shape, by field; what happens to one shape sums to 1 at most
@@ -74,11 +75,15 @@ def moved(before: Shape, after: Shape) -> bool:
     return math.hypot(before.x - after.x, before.y - after.y) > MOVED
 
 
+def look_weights(op: Op) -> dict[str, float]:
+    """How much each stated look of an added shape counts; its place is no look."""
+    return {field: 2.0 if field in ("kind", "color") else 1.0 for field in op.stated if field != "place"}
+
+
 def added_credit(op: Op, shape: Shape) -> float:
     """How far an added shape is the one asked for: the share of the stated looks, less where it stands elsewhere."""
-    looks = [field for field in op.stated if field != "place"]
-    weights = {field: 2.0 if field in ("kind", "color") else 1.0 for field in looks}
-    right = sum(weights[field] for field in looks if getattr(shape, field) == getattr(op.after, field))
+    weights = look_weights(op)
+    right = sum(weight for field, weight in weights.items() if getattr(shape, field) == getattr(op.after, field))
     factor = 1.0 if "place" not in op.stated or shape.place == op.after.place else ELSEWHERE
     return right / sum(weights.values()) * factor
 
@@ -101,7 +106,7 @@ def credit(op: Op, source: Scene, shown: State) -> float:
             return HALF_DONE * (now.color == op.after.color != before.color)
         kind = now.kind == op.after.kind
         color = now.color == op.after.color
-        return {2: 1.0, 1: 0.6 if kind else HALF_DONE, 0: HALF_DONE / 2}[kind + color]
+        return {2: 1.0, 1: RIGHT_KIND if kind else HALF_DONE, 0: HALF_DONE / 2}[kind + color]
     if op.kind == "move":
         return 1.0 if now.place == op.after.place and moved(before, now) else HALF_DONE * moved(before, now)
     field = op.stated[0]
