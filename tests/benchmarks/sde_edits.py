@@ -18,6 +18,7 @@ from absl import flags
 
 from spatialreward_jax import cli
 from spatialreward_jax.data.pipeline import load_batch
+from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import ode_plan
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.recipes.flow_grpo import FlowGRPO, make_task
@@ -28,7 +29,7 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("editor", "embedded", "Editor: a folder, or embedded.")
     flags.DEFINE_string("adapter", "", "Adapter on top of it.")
-    flags.DEFINE_integer("edits", 32, "Requests of EditWorld's training split.", lower_bound=2)
+    flags.DEFINE_integer("edits", 32, "Requests of EditWorld's training split.", lower_bound=1)
 
 
 def high_frequency_energy(image: np.ndarray) -> float:
@@ -53,8 +54,10 @@ def main(_argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             task = task_of(recipe, given.editor, given.adapter, pathlib.Path(folder))
             rows, energies, state = task.settings.prompts, {"ode": [], "sde": []}, task.init(None)
+            if given.edits % rows:
+                raise InputError(f"--edits={given.edits}: use a multiple of {rows}, which are edited at a time")
             plans = {"ode": ode_plan(task.settings.sampler_steps), "sde": task.settings.plan(np.random.default_rng(0))}
-            for first in range(0, given.edits - given.edits % rows, rows):
+            for first in range(0, given.edits, rows):
                 batch = load_batch(task.requests[first : first + rows], task.size)
                 encoded, keys = task.encode(batch, 0), task.sample_keys(batch, 0, 1)
                 for name, plan in plans.items():
