@@ -158,13 +158,17 @@ class Settings:
 
     def _check_counts(self) -> None:
         """Raises InputError for a number that is too small to count anything."""
-        least = {"prompts": 1, "sample_prompts": 0, "threads": 1, "sampler_steps": 1, "base": 1}
-        least |= {"eval_prompts": 0, "eval_edits": 1}
-        for name, fewest in least.items():
-            if getattr(self, name) < fewest:
-                field = {"threads": "data.threads", "base": "sampler.base"}.get(name, name)
-                field = field.replace("eval_", "eval.").replace("sampler_", "sampler.")
-                raise InputError(f"{field}={getattr(self, name)}: use at least {fewest}")
+        for field, value, fewest in (
+            ("prompts", self.prompts, 1),
+            ("sample_prompts", self.sample_prompts, 0),
+            ("data.threads", self.threads, 1),
+            ("sampler.steps", self.sampler_steps, 1),
+            ("sampler.base", self.base, 1),
+            ("eval.prompts", self.eval_prompts, 0),
+            ("eval.edits", self.eval_edits, 1),
+        ):
+            if value < fewest:
+                raise InputError(f"{field}={value}: use at least {fewest}")
 
     def plan(self, rng: np.random.Generator) -> StepPlan:
         """Which steps of a phase are stochastic, and which are trained."""
