@@ -3,7 +3,7 @@
     python tests/benchmarks/keeping.py --seed=2233
     python tests/benchmarks/keeping.py --seed=2233 --adapter=WORKDIR/adapter
 
-Prints, for held-out requests of the main job (configs/grpo.py), the oracle's mean reward and scores of the source as
+Prints, for requests of the main job (configs/grpo.py), the oracle's mean reward and scores of the source as
 it is, of its round trip through the editor's autoencoder (a posterior sample, which is what the editor is given of it),
 and of the editor's own edit.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from spatialreward_jax import cli
-from spatialreward_jax.data.editworld import write_requests
+from spatialreward_jax.data.editworld import SPLITS, write_requests
 from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.pipeline import EditBatch, load_batch
 from spatialreward_jax.data.requests import read_requests
@@ -39,7 +39,8 @@ def define_flags() -> None:
     flags.DEFINE_string("editor", "embedded", "Editor: a folder, or embedded.")
     flags.DEFINE_string("adapter", "", "Adapter on top of it.")
     flags.DEFINE_integer("seed", 2233, "Of the requests.")
-    flags.DEFINE_integer("edits", 256, f"Requests of the validation split, a multiple of {CHUNK}.", lower_bound=CHUNK)
+    flags.DEFINE_enum("split", "validation", SPLITS, "Of the requests: held out, or those of the main job (train).")
+    flags.DEFINE_integer("edits", 256, f"Requests, a multiple of {CHUNK}.", lower_bound=CHUNK)
 
 
 def round_trip(task: FlowGRPO, batch: EditBatch) -> list[np.ndarray]:
@@ -63,7 +64,7 @@ def main(_argv: list[str]) -> None:
         config.eval.update({"prompts": 0, "heldout": 0})
         config.rewards = {"guards": 1.0}  # no judge is needed
         task = make_task(config, make_mesh(devices=jax.devices()[:1]), pathlib.Path(folder))
-        index = write_requests(pathlib.Path(folder) / "heldout", "validation", given.edits, given.seed)
+        index = write_requests(pathlib.Path(folder) / "requests", given.split, given.edits, given.seed)
         requests, oracle, state = read_requests(index), Oracle.from_requests(index), task.init(None)
         for first in range(0, given.edits, CHUNK):
             batch = load_batch(requests[first : first + CHUNK], task.size)
