@@ -32,9 +32,7 @@ class Previews:
     def text(self) -> str:
         """What the grid's columns show, and what each row asked for."""
         count = self.task.settings.eval_edits
-        columns = (
-            f"Columns: source | before training | {count} edits, the first at the same noise | its regions, judged"
-        )
+        columns = f"Columns: source | before training | {count} edits, the first at that noise | its boxes by the judge"
         rows = (f"Row {row}: {request.instruction}" for row, request in enumerate(self.batch.requests, 1))
         return "\n".join((columns, *rows))
 
