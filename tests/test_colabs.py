@@ -38,6 +38,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, one_device):
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     summary = json.loads((tmp_path / "runs/colab/summary.json").read_text())
+    assert "Row 1: " in (tmp_path / "runs/colab/report.html").read_text(), "what was asked stands below the pictures"
     assert summary["steps"] == 1 and str(summary["reward_first"]) in done.stdout
 
 

@@ -15,6 +15,9 @@ from spatialreward_jax.io.pretrained import Placement, default_dtype, load_net, 
 from spatialreward_jax.mesh import make_mesh, put
 from spatialreward_jax.models import autoencoder_kl, lora, omnigen2, qwen2_5_text
 
+PARTS = ("transformer", "vae", "mllm")
+"""Folders of an editor's nets."""
+
 
 @dataclasses.dataclass
 class Net:
@@ -99,7 +102,7 @@ def read_configs(path: str | pathlib.Path) -> EditorConfigs:
       InputError: one is missing, or they do not belong together.
     """
     folder = resolve(path, "editor")
-    files = {part: read_json(folder / part / "config.json") for part in ("transformer", "vae", "mllm")}
+    files = {part: read_json(folder / part / "config.json") for part in PARTS}
     flow = omnigen2.OmniGen2Config.from_dict(files["transformer"])
     image = autoencoder_kl.AutoencoderConfig.from_dict(files["vae"])
     text = qwen2_5_text.Qwen2_5TextConfig.from_dict(files["mllm"])
@@ -136,9 +139,9 @@ def load_nets(
     folder = resolve(path, "editor")
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    configs = read_configs(path)
+    configs = read_configs(folder)
     seeds, place = dict(scratch), Placement(mesh, dtype)
-    at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in ("transformer", "vae", "mllm")}
+    at = {part: dataclasses.replace(place, scratch=seeds.get(part)) for part in PARTS}
     graph, params = load_net(
         lambda rngs: omnigen2.OmniGen2Transformer(configs.transformer, rngs=rngs),
         folder / "transformer",

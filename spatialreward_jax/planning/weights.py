@@ -1,53 +1,46 @@
-"""What the nets of a run take in memory before anything is computed: parameters and bytes, of all devices together."""
+"""What the nets of a run take in memory before anything is computed: parameters and bytes, on one device."""
 
 from typing import Any
 
 import jax
-import numpy as np
 
 from spatialreward_jax.editor.nets import EditorNets
 from spatialreward_jax.models.qwen3_vl import empty_cache
+from spatialreward_jax.planning.measure import per_chip
 from spatialreward_jax.reward.loading import JudgeNet
 
 STATE = 3
-"""Float32 copies of what is trained that AdamW's state has: the parameters and two moments."""
+"""Float32 numbers that training keeps for each parameter that it changes: the parameter and AdamW's two moments."""
 
 
 def weights_of(nets: EditorNets, judge: JudgeNet, judge_int8: JudgeNet) -> list[dict[str, Any]]:
-    """Rows `name`, `parameters` (B), `gigabytes`; shapes are enough, see `planning.nets`.
+    """Rows `name`, `parameters` (in 1e9; not of sums) and `gigabytes` (1e9 bytes).
 
-    `judge_int8`: the same judge quantized; its row counts the parameters of `judge`. "judge's cache" is of one token.
+    Args:
+      nets, judge: shapes on a mesh of one device, see `planning.nets`.
+      judge_int8: the same judge quantized; its row counts the parameters of `judge`.
     """
-    parts = {
-        "judge": (judge.base, judge.base),
-        "judge, int8": (judge.base, judge_int8.base),
-        "editor's transformer": (nets.transformer.params,) * 2,
-        "editor's text tower": (nets.text.params,) * 2,
-        "editor's autoencoder": (nets.vae.params,) * 2,
-    }
-    rows = [_row(name, _count(counted), _bytes(held)) for name, (counted, held) in parts.items()]
-    if nets.adapters is not None:
-        trained = _count(nets.adapters)
-        rows.append(_row("adapters and their optimiser", trained, 4 * STATE * trained))
-    held = {row["name"]: row["gigabytes"] for row in rows}
-    edit = sum(held[f"editor's {net}"] for net in ("transformer", "text tower", "autoencoder"))
-    everything = sum(gigabytes for name, gigabytes in held.items() if name != "judge, int8")
+    editor = [
+        _row("editor's transformer", nets.transformer.params),
+        _row("editor's text tower", nets.text.params),
+        _row("editor's autoencoder", nets.vae.params),
+    ]
+    trained = _row("trained", nets.transformer.params if nets.adapters is None else nets.adapters)["parameters"]
+    state = {"name": "what is trained, and its optimiser", "parameters": trained, "gigabytes": 4 * STATE * trained}
+    served = _row("judge", judge.base)
+    total = lambda name, rows: {"name": name, "gigabytes": sum(row["gigabytes"] for row in rows)}
     cache = jax.eval_shape(lambda: empty_cache(judge.config.text, 1, 1, judge.dtype))
     return [
-        *rows,
-        {"name": "judge's cache, a token", "gigabytes": _bytes(cache) / 1e9},
-        {"name": "editor", "gigabytes": edit},
-        {"name": "all of it, the judge not quantized", "gigabytes": everything},
+        served,
+        served | {"name": "judge, int8", "gigabytes": per_chip(judge_int8.base) / 1e9},
+        {"name": "judge's cache, a token", "gigabytes": per_chip(cache) / 1e9},
+        *editor,
+        total("editor", editor),
+        state,
+        total("all of it, the judge not quantized", [served, *editor, state]),
     ]
 
 
-def _row(name: str, parameters: int, held: int) -> dict[str, Any]:
-    return {"name": name, "parameters": parameters / 1e9, "gigabytes": held / 1e9}
-
-
-def _count(tree: Any) -> int:
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def _row(name: str, tree: Any) -> dict[str, Any]:
+    parameters = sum(x.size for x in jax.tree.leaves(tree))
+    return {"name": name, "parameters": parameters / 1e9, "gigabytes": per_chip(tree) / 1e9}

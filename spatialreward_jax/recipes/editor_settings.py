@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from spatialreward_jax.data.edit_pairs import PairSize, read_pairs
 from spatialreward_jax.data.mixing import Mixture, Rows
-from spatialreward_jax.editor.nets import EditorNets, load_nets, read_configs
+from spatialreward_jax.editor.nets import PARTS, EditorNets, load_nets, read_configs
 from spatialreward_jax.editor.prompts import MAX_TOKENS, negative_turn
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.flow import Guidance, SamplerPreset
@@ -17,7 +17,6 @@ from spatialreward_jax.recipes.checks import check_adapter, check_dtype
 from spatialreward_jax.recipes.optimizing import Optimizing
 
 NETS = ("transformer", "text")
-SCRATCH = ("transformer", "vae", "mllm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +88,8 @@ class Settings:
             raise InputError("no editor: give --config.editor=FOLDER in the OmniGen2 layout, or 'embedded'")
         if not self.data:
             raise InputError("no data: give --config.data.path=FILE.jsonl whose rows name output_image, or 'editworld'")
-        if not set(self.scratch) <= set(SCRATCH):
-            raise InputError(f"scratch={self.scratch}: name parts among {', '.join(SCRATCH)}")
+        if not set(self.scratch) <= set(PARTS):
+            raise InputError(f"scratch={self.scratch}: name parts among {', '.join(PARTS)}")
         if not self.train or not set(self.train) <= set(NETS):
             raise InputError(f"train={self.train}: name at least one of {', '.join(NETS)}")
         if self.lora and self.train != ("transformer",):

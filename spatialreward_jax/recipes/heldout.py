@@ -1,12 +1,11 @@
 """What a run is worth: edits of held-out EditWorld requests before and after it, same noise, judged by the truth."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialreward_jax.data.editworld import EditSample, box_1000, read_truths
+from spatialreward_jax.data.editworld import EditSample, read_truths
 from spatialreward_jax.data.editworld.oracle import Oracle
 from spatialreward_jax.data.editworld.rule import Scores
 from spatialreward_jax.data.pipeline import load_batch
@@ -17,7 +16,7 @@ from spatialreward_jax.recipes.task import HELDOUT, History
 from spatialreward_jax.reward.backends import Divided, Rewards, WeightedReward
 from spatialreward_jax.reward.guards import Guards, box_mask, match_size, outside_change
 from spatialreward_jax.reward.protocol import read_edits
-from spatialreward_jax.reward.types import Edit, Region
+from spatialreward_jax.reward.types import Edit
 from spatialreward_jax.rl import standard_error
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class HeldoutEdits:
         """index: requests of a file that `write_requests` made. Raises InputError."""
         self.task, self.requests, self.truths = task, read_requests(index), read_truths(index)
         asked = task.reward.counted(besides=("judge",))
-        backends = asked.backends | {"oracle": Divided(Oracle.from_requests(index))}
+        backends = asked.backends | {"oracle": Divided(Oracle(self.truths))}
         self.reward = WeightedReward(backends, {"oracle": 0.0} | asked.weights)
         self.before: list[float] | None = None
         self.after: list[float] | None = None
@@ -130,8 +129,6 @@ def changed_outside(edit: Edit, truth: EditSample) -> float | None:
     None where it may change all of the picture.
     """
     (edit,) = read_edits([edit])
-    side = edit.edited.shape[0]
-    sized = dataclasses.replace(truth, source=dataclasses.replace(truth.source, side=side))
-    regions = [Region(i, r.label, box_1000(r.box, side), r.box) for i, r in enumerate(sized.regions)]
+    regions = truth.at_side(edit.edited.shape[0]).regions
     inside = box_mask(edit.edited.shape[:2], regions, margin=Guards.margin)
     return None if inside.all() else outside_change(match_size(edit.sources[0], edit.edited), edit.edited, inside)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from spatialreward_jax.data.chat_rows import ChatFile
 from spatialreward_jax.data.lessons import Candidates, Wording, editworld_lessons, own_lessons
-from spatialreward_jax.data.mixing import Rows
+from spatialreward_jax.data.mixing import Mixture, Rows
 from spatialreward_jax.data.own_edits import OwnEdits
 from spatialreward_jax.errors import InputError
 from spatialreward_jax.generate import bucket
@@ -18,34 +18,37 @@ from spatialreward_jax.reward.templates import Templates
 
 @dataclasses.dataclass(frozen=True)
 class RewardRows:
-    """Sources of rows by name. training: what is taught. heldout: what is measured alone, {} for nothing."""
+    """training: the batches that are taught. heldout: sources of rows by name, measured alone; {} for nothing."""
 
-    training: Mapping[str, Rows]
+    training: Mixture
     heldout: Mapping[str, Rows]
 
 
 def read_rows(settings: Settings, processor: Processor, templates: Templates) -> RewardRows:
-    """The rows that the settings name. Raises InputError for rows that do not fit."""
+    """The rows that the settings name. Raises InputError for rows that do not fit, or shares that cannot be."""
     s = settings
-    training = _sources(s, processor, templates, s.data, "train", s.edits)
-    heldout = "editworld" if s.data == "editworld" and not s.heldout else s.heldout
-    wanted = 2 * s.eval_batches * s.batch
-    return RewardRows(
-        training, _sources(s, processor, templates, heldout, "validation", wanted) if heldout and wanted else {}
-    )
-
-
-def _sources(
-    settings: Settings, processor: Processor, templates: Templates, path: str, split: str, edits: int
-) -> dict[str, Rows]:
-    s = settings
-    if path != "editworld":
-        return {"rows": ChatFile(path, lambda turns, sizes: chat_bucket(processor, turns, sizes, s.max_tokens))}
     wording = Wording(lambda instruction: templates.sc_text(instruction, 1), templates.pq_text(), s.boxes, s.cited)
-    failures = s.failures if split == "train" else None  # so that held-out losses can be compared
-    world = Candidates(split, edits, s.candidates, sides=s.sides, failures=failures)
-    own = own_lessons(OwnEdits(s.own_edits), wording) if s.own_edits and split == "train" else {}
-    return editworld_lessons(world, wording) | own
+    bucket_of = lambda turns, sizes: chat_bucket(processor, turns, sizes, s.max_tokens)
+
+    def training() -> dict[str, Rows]:
+        if s.data != "editworld":
+            return {"rows": ChatFile(s.data, bucket_of)}
+        world = Candidates("train", s.edits, s.candidates, sides=s.sides, failures=s.failures)
+        own = own_lessons(OwnEdits(s.own_edits), wording) if s.own_edits else {}
+        return editworld_lessons(world, wording) | own
+
+    def heldout() -> dict[str, Rows]:
+        path = "editworld" if s.data == "editworld" and not s.heldout else s.heldout
+        edits = 2 * s.eval_batches * s.batch
+        if not path or not edits:
+            return {}
+        if path != "editworld":
+            return {"rows": ChatFile(path, bucket_of)}
+        # Failures as drawn by default, so that held-out losses can be compared.
+        return editworld_lessons(Candidates("validation", edits, s.candidates, sides=s.sides), wording)
+
+    count = s.steps * s.optimizing.accumulate
+    return RewardRows(Mixture(training(), s.shares, s.batch, count, s.seed), heldout())
 
 
 def chat_bucket(

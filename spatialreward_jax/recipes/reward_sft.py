@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from spatialreward_jax.data.lessons import LESSONS, OWN_LESSONS
-from spatialreward_jax.data.mixing import Mixture, mixed_batches
+from spatialreward_jax.data.mixing import mixed_batches
 from spatialreward_jax.io.peft import write_peft
 from spatialreward_jax.io.pretrained import copy_companions, resolve
 from spatialreward_jax.io.weights import matrices, save_params
@@ -89,7 +89,7 @@ class RewardSFT:
         self.settings, self.net, self.processor, self.workdir = settings, net, processor, workdir
         self.templates = templates
         s = settings
-        self.mixture = Mixture(rows.training, s.shares, s.batch, s.steps * s.optimizing.accumulate, s.seed)
+        self.mixture = rows.training
         kernels = matrices(entries(net.config), net.base, "base.")
         self.updates = Updates(make_loss(net), s.optimizing, steps=s.steps, seed=s.seed, kernels=kernels)
         self.start = {"base": net.base} if net.adapters is None else {"adapters": net.adapters}

@@ -6,11 +6,21 @@ sampling leaves behind, and a global shift of colour. NumPy on uint8 [H, W, 3] i
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from spatialreward_jax.reward.types import Region
+
+
+class Boxed(Protocol):
+    """What has a place: `box`, its (left, top, right, bottom) in pixels."""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """As said."""
+
 
 NOISE_FLOOR = 20 * (4 / 255) ** 2
 """Laplacian energy of white noise with a standard deviation of 4 of 255 levels (a Laplacian has squared weights 20)."""
@@ -63,7 +73,7 @@ def match_size(source: np.ndarray, edited: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(source).resize(size, Image.Resampling.BICUBIC))
 
 
-def box_mask(size: tuple[int, int], regions: Sequence[Region], *, margin: int = 0) -> np.ndarray:
+def box_mask(size: tuple[int, int], regions: Sequence[Boxed], *, margin: int = 0) -> np.ndarray:
     """bool [H, W], True inside any region's pixel box grown by `margin` pixels; a pixel counts when it is touched."""
     mask = np.zeros(size, bool)
     for region in regions:

@@ -20,6 +20,7 @@ from absl import flags
 from spatialreward_jax import cli
 from spatialreward_jax.data.editworld import SPLITS, write_requests
 from spatialreward_jax.data.editworld.oracle import Oracle
+from spatialreward_jax.data.editworld.rule import Scores
 from spatialreward_jax.data.pipeline import EditBatch, load_batch
 from spatialreward_jax.data.requests import read_requests
 from spatialreward_jax.editor import encode as encoding
@@ -77,10 +78,9 @@ def main(_argv: list[str]) -> None:
             }
             for name, images in answers.items():
                 graded = oracle(task.edits(batch, images))
-                found[name] += [[grade.reward, *grade.measures.values()] for grade in graded]
-                names = ("oracle", *graded[0].measures)
+                found[name] += [[grade.reward, *(grade.measures[name] for name in Scores._fields)] for grade in graded]
     for name, rows in found.items():
-        means = {key: round(float(value), 4) for key, value in zip(names, np.mean(rows, axis=0))}
+        means = {key: round(float(value), 4) for key, value in zip(("oracle", *Scores._fields), np.mean(rows, axis=0))}
         print(json.dumps({"answer": name, "edits": len(rows), **means}), flush=True)
 
 

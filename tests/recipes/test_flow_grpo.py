@@ -23,7 +23,7 @@ from spatialreward_jax.errors import InputError
 from spatialreward_jax.io.peft import read_adapter
 from spatialreward_jax.mesh import make_mesh
 from spatialreward_jax.models import omnigen2
-from spatialreward_jax.recipes.flow_grpo import FlowGRPO, make_task
+from spatialreward_jax.recipes.flow_grpo import FlowGRPO, charts_of, make_task
 from spatialreward_jax.recipes.grpo_settings import Settings, make_reward
 from spatialreward_jax.reporting.journal import NonFiniteError
 from spatialreward_jax.reward.backends import GuardsBackend, JudgeBackend, WeightedReward
@@ -286,6 +286,12 @@ def test_prompts_sampled_apart_and_micro_batches_change_nothing(goldens, data, t
 def test_settings_that_cannot_be_get_one_clear_line(goldens, data, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         Settings.from_config(tiny_config(goldens, data, **changes), tmp_path)
+
+
+def test_health_is_charted_for_the_first_and_the_last_update():
+    series = lambda updates: {name for chart in charts_of(updates) for name in chart.series.values()}
+    assert {"update1/clip_fraction", "update8/clip_fraction"} <= series(8) and "update2/clip_fraction" not in series(8)
+    assert "update1/clip_fraction" in series(1)
 
 
 def test_no_pictures_are_written_for_settings_that_cannot_be(tmp_path):

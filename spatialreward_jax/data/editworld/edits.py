@@ -95,6 +95,10 @@ class EditSample:
         """The scene that a perfect edit shows."""
         return apply_ops(self.source, self.ops)
 
+    def at_side(self, side: int) -> EditSample:
+        """The same edit of a picture of `side` pixels: scenes have no resolution of their own."""
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, side=side))
+
     @property
     def task_type(self) -> str:
         """Task type of the RL layout; of a compound, that of its first part."""

@@ -8,7 +8,6 @@ change earns a part. A picture of one colour, which shows neither shape nor flaw
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 
@@ -46,8 +45,8 @@ def view_of(image: np.ndarray, sample: EditSample) -> tuple[View, EditSample]:
     if image.shape[1] != side or not _SIDES[0] <= side <= _SIDES[1] or side % BLOCK:
         side = sample.source.side
         image = np.asarray(PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.LANCZOS))
-    if side != sample.source.side:  # scenes have no resolution of their own
-        sample = dataclasses.replace(sample, source=dataclasses.replace(sample.source, side=side))
+    if side != sample.source.side:
+        sample = sample.at_side(side)
     return reader_of(sample)(image), sample
 
 
